@@ -1,0 +1,169 @@
+"""The sanitizer's file: one .safetensors with the tensors and, in its header, everything else as JSON.
+
+Safetensors cannot run code on loading. Whatever is wrong with a file is one SanitizerError, and a module is handed out
+only when all of it was checked.
+"""
+
+import json
+import os
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import safetensors
+import torch
+from safetensors.torch import save as to_bytes
+from torch import nn
+
+from .encoders.base import Fingerprint
+from .errors import SanitizerError
+from .model import EmbeddingSanitizer, SanitizerConfig
+
+FORMAT = "embedding-sanitizer"
+FORMAT_VERSION = 1
+WEIGHTS_FOLDER = Path(__file__).resolve().parent.parent / "weights"
+REQUIRED = ("config", "encoder", "training", "report", "licence")
+
+
+def save(sanitizer: EmbeddingSanitizer, path: str | Path) -> None:
+    """Write a sanitizer, whole or not at all: a temporary file beside it, then a rename.
+
+    Raises SanitizerError for a name that does not end in .safetensors, a missing part of `info`, a value that is not
+    finite and a folder that cannot be written.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise SanitizerError(f"{path}: expected a name that ends in .safetensors.")
+    missing = [key for key in REQUIRED if key != "config" and key not in sanitizer.info]
+    if missing:
+        raise SanitizerError(f"{path}: not saved, the sanitizer's info lacks {', '.join(missing)}. Train it with fit().")
+    header = {key: value for key, value in sanitizer.info.items() if key in REQUIRED}
+    header |= {"config": sanitizer.config.to_dict()}
+    tensors = {name: value.detach().cpu().contiguous() for name, value in sanitizer.state_dict().items()}
+    for name, value in tensors.items():
+        if not torch.isfinite(value).all():
+            raise SanitizerError(f"{path}: not saved, {name} holds NaN or infinity. Train again with another seed.")
+    # Sorted keys and no time stamp: the same training gives the same bytes.
+    metadata = {"format": FORMAT, "format_version": str(FORMAT_VERSION), "info": json.dumps(header, sort_keys=True)}
+    write_whole(path, to_bytes(tensors, metadata))
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file in one step: readers see the old one or the new one, never a part. Raises SanitizerError."""
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        # mkstemp makes a file for its owner only; a shared model folder wants the usual rights.
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise SanitizerError(f"{path}: cannot be written ({error.strerror or error}).") from error
+    finally:
+        if temporary and os.path.exists(temporary):
+            os.unlink(temporary)
+
+
+def read_info(path: str | Path) -> dict:
+    """The checked header of a file, without its tensors: config, encoder, training, report, licence, format_version.
+
+    Raises SanitizerError.
+    """
+    path = Path(path)
+    with _open(path) as file:
+        return _header(path, file.metadata())
+
+
+def load(path: str | Path, operations=nn, device: str | torch.device = "cpu") -> EmbeddingSanitizer:
+    """Read a sanitizer. `operations` supplies Linear and LayerNorm, see :class:`EmbeddingSanitizer`.
+
+    Raises SanitizerError, with one line, for a file that is missing, truncated, corrupt, foreign, of a newer version,
+    pickled, or whose tensors do not fit its own header or hold NaN.
+    """
+    path = Path(path)
+    with _open(path) as file:
+        info = _header(path, file.metadata())
+        config = info["config"]
+        found = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+        # Built without memory first: a forged header must not make us allocate what it asks for.
+        with torch.device("meta"):
+            expected = EmbeddingSanitizer(config).state_dict()
+        for name in sorted(expected.keys() | found.keys()):
+            if name not in found or name not in expected:
+                what = "lacks the tensor" if name not in found else "holds an unknown tensor"
+                raise SanitizerError(f"{path}: damaged, it {what} {name}. Train or fetch it again.")
+            shape, wanted = tuple(found[name].get_shape()), tuple(expected[name].shape)
+            if shape != wanted or found[name].get_dtype() != "F32":
+                raise SanitizerError(
+                    f"{path}: damaged, {name} is {found[name].get_dtype()} {shape}, expected F32 {wanted}. "
+                    "Train or fetch it again."
+                )
+        tensors = {name: file.get_tensor(name) for name in expected}
+    for name, value in tensors.items():
+        if not torch.isfinite(value).all():
+            raise SanitizerError(f"{path}: damaged, {name} holds NaN or infinity. Train or fetch it again.")
+    sanitizer = EmbeddingSanitizer(config, {**info, "path": str(path)}, operations)
+    sanitizer.load_state_dict(tensors)
+    return sanitizer.to(device).eval().requires_grad_(False)
+
+
+def find(fingerprint: Fingerprint, folders: Iterable[str | Path] = (WEIGHTS_FOLDER,)) -> Path | None:
+    """The newest file in the folders that was trained on the encoder with this fingerprint, None if there is none.
+
+    A file that cannot be read is passed over: it may belong to something else.
+    """
+    matches = []
+    for folder in folders:
+        for path in sorted(Path(folder).glob("*.safetensors")):
+            try:
+                if Fingerprint.from_dict(read_info(path)["encoder"]) == fingerprint:
+                    matches.append(path)
+            except (SanitizerError, OSError):
+                continue
+    return max(matches, key=lambda path: path.stat().st_mtime, default=None)
+
+
+def _open(path: Path):
+    if not path.is_file():
+        raise SanitizerError(f"{path}: no such file. Expected a sanitizer, a .safetensors file.")
+    try:
+        with path.open("rb") as file:
+            start = file.read(4)
+        if start[:2] == b"PK" or start[:1] == b"\x80":
+            raise SanitizerError(f"{path}: a pickle, which can run code and is never loaded. Expected .safetensors.")
+        return safetensors.safe_open(path, framework="pt")
+    except OSError as error:
+        raise SanitizerError(f"{path}: cannot be read ({error.strerror or error}).") from error
+    except safetensors.SafetensorError as error:
+        raise SanitizerError(
+            f"{path}: truncated or corrupt, no safetensors file ({error}). Train or fetch it again."
+        ) from error
+
+
+def _header(path: Path, metadata: dict | None) -> dict:
+    if not metadata or metadata.get("format") != FORMAT:
+        raise SanitizerError(f"{path}: a safetensors file, but no sanitizer. Choose a file made by Train Sanitizer.")
+    version = metadata.get("format_version", "")
+    if not version.isdecimal() or int(version) < 1:
+        raise SanitizerError(f"{path}: damaged, format version {version!r}. Train or fetch it again.")
+    if int(version) > FORMAT_VERSION:
+        raise SanitizerError(
+            f"{path}: format version {version}, but this Embedding Sanitizer reads up to {FORMAT_VERSION}. Update it."
+        )
+    try:
+        info = json.loads(metadata["info"])
+        missing = [key for key in REQUIRED if key not in info]
+        if missing:
+            raise ValueError(f"it lacks {', '.join(missing)}")
+        Fingerprint.from_dict(info["encoder"])
+        info["config"] = SanitizerConfig.from_dict(info["config"])
+        info["config"].check()
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise SanitizerError(f"{path}: damaged header ({error}). Train or fetch it again.") from error
+    return {**info, "format_version": int(version)}

@@ -1,0 +1,213 @@
+"""The training prompts' encodings, kept compactly. N prompts, R kept rows in all, D channels, P pooled channels."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .encoders.base import Encoding, TextEncoder
+from .errors import SanitizerError
+
+BATCH = 64
+SORTED_BATCHES = 16
+"""Prompts are encoded in order of length within so many batches, which saves padding."""
+PADDING_ROWS = 8
+"""Padding rows kept of a prompt, evenly spaced, the last one among them; each stands for several."""
+MEMORY = 3 * 2**30
+"""Bytes of kept rows after which encoding stops; the set so far is used."""
+DEAD = 1e-3
+"""A channel whose standard deviation is below this share of the median one carries no prompt and is left alone."""
+CONSTANT = 1e-3
+"""A row position whose deviation over prompts is below this share of its norm is constant."""
+
+Progress = Callable[[str, int, int, dict[str, float]], None]
+
+
+@dataclass
+class Normaliser:
+    """Statistics of the encoder's rows, from the first prompts of the training set."""
+
+    mean: Tensor
+    std: Tensor
+    pooled_mean: Tensor | None
+    pooled_std: Tensor | None
+    constant: Tensor
+    """(F, D): leading rows that are the same for every prompt."""
+    window: int | None
+    """The number of rows, where it is the same for every prompt and all are visible."""
+
+
+@dataclass
+class Encodings:
+    """Kept rows of N prompts, normalised, float16."""
+
+    normaliser: Normaliser
+    rows: Tensor
+    """(R, D)."""
+    weight: Tensor
+    """(R,): how many rows of the encoder's output a kept row stands for; 0 for a constant row."""
+    start: Tensor
+    """(N + 1,): prompt i has the rows start[i] to start[i + 1]."""
+    pooled: Tensor | None
+    """(N, P)."""
+    tokens: list[list[str]]
+    """Token strings of all rows of each prompt, kept or not."""
+    kept: list[list[int]]
+    """Places of the kept rows among all rows of the prompt."""
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def batch(self, index: Sequence[int], device: str | torch.device = "cpu") -> tuple[Tensor, Tensor, Tensor | None]:
+        """(B, L, D) float32, (B, L) float32 weight and (B, P) float32 or None, padded with weight 0."""
+        parts = [slice(int(self.start[i]), int(self.start[i + 1])) for i in index]
+        x = torch.nn.utils.rnn.pad_sequence([self.rows[part] for part in parts], batch_first=True)
+        weight = torch.nn.utils.rnn.pad_sequence([self.weight[part] for part in parts], batch_first=True)
+        pooled = None if self.pooled is None else self.pooled[list(index)].to(device, torch.float32)
+        return x.to(device, torch.float32), weight.to(device), pooled
+
+
+def kept_rows(tokens: Sequence[str], mask: Sequence[bool]) -> tuple[list[int], list[float]]:
+    """Choose the rows to keep of one prompt, and their weights.
+
+    All text rows and the first row of each run without text (start, end token); of the rest of such a run, which is
+    padding, every n-th counted from its end. The places are the same for prompts of any length, so that target and
+    anchor align.
+    """
+    places: list[int] = []
+    weights: list[float] = []
+    step = max(1, math.ceil(len(tokens) / PADDING_ROWS))
+    at = 0
+    visible = [i for i, seen in enumerate(mask) if seen]
+    length = (visible[-1] + 1) if visible else 0
+    while at < length:
+        end = at
+        while end < length and bool(tokens[end]) == bool(tokens[at]):
+            end += 1
+        if tokens[at]:
+            run, weight = [i for i in range(at, end) if mask[i]], 1.0
+            weights += [weight] * len(run)
+        else:
+            rest = [i for i in range(at + 1, end) if mask[i]]
+            chosen = [i for i in rest if (len(tokens) - 1 - i) % step == 0] or rest[-1:]
+            run = ([at] if mask[at] else []) + chosen
+            weights += ([1.0] if mask[at] else []) + [len(rest) / len(chosen)] * len(chosen) if chosen else [1.0] * len(run)
+        places += run
+        at = end
+    return places, weights
+
+
+def encode_all(
+    encoder: TextEncoder, prompts: Sequence[str], progress: Progress, normaliser: Normaliser | None = None,
+    memory: int = MEMORY, stage: str = "encode",
+) -> Encodings:
+    """Encode the prompts in batches and keep what training needs of them.
+
+    Stops early, on a batch's edge, once `memory` bytes are kept. A given normaliser is used as it is.
+    """
+    rows, weights, pooled, tokens, kept, used = [], [], [], [], [], 0
+    span = BATCH * SORTED_BATCHES
+    for first in range(0, len(prompts), span):
+        part = list(range(first, min(first + span, len(prompts))))
+        order = sorted(part, key=lambda i: len(prompts[i]))
+        found: dict[int, tuple] = {}
+        for at in range(0, len(order), BATCH):
+            index = order[at : at + BATCH]
+            encoding = encoder.encode([prompts[i] for i in index])
+            _check_encoding(encoder, encoding, len(index))
+            if normaliser is None:
+                # Statistics want variety: an extra batch from all over the first span.
+                sample = part[:: max(1, len(part) // (4 * BATCH))][: 4 * BATCH]
+                normaliser = measure([encoder.encode([prompts[i] for i in sample[s : s + BATCH]])
+                                      for s in range(0, len(sample), BATCH)])
+            for i, item in zip(index, _keep(encoding, normaliser), strict=True):
+                found[i] = item
+            progress(stage, min(first + at + len(index), len(prompts)), len(prompts), {})
+        for i in part:
+            row, weight, vector, token, places = found[i]
+            rows.append(row)
+            weights.append(weight)
+            pooled.append(vector)
+            tokens.append(token)
+            kept.append(places)
+            used += row.numel() * row.element_size()
+        if used > memory:
+            break
+    start = torch.tensor([0, *(len(weight) for weight in weights)]).cumsum(0)
+    return Encodings(
+        normaliser=normaliser,
+        rows=torch.cat(rows),
+        weight=torch.cat(weights),
+        start=start,
+        pooled=None if pooled[0] is None else torch.stack(pooled),
+        tokens=tokens,
+        kept=kept,
+    )
+
+
+def measure(encodings: Sequence[Encoding]) -> Normaliser:
+    """Mean and deviation of each channel, and the constant leading rows."""
+    lengths = {e.rows.shape[1] for e in encodings}
+    visible = all(bool(e.mask.all()) for e in encodings)
+    fixed = len(lengths) == 1 and visible
+    shortest = min(lengths)
+    leading = torch.cat([e.rows[:, :shortest].float().cpu() for e in encodings])
+    count = 0
+    while count < shortest - 1:
+        place = leading[:, count]
+        if place.std(dim=0, correction=0).norm() > CONSTANT * place.norm(dim=-1).mean():
+            break
+        count += 1
+    parts, weights = [], []
+    for e in encodings:
+        for b in range(e.rows.shape[0]):
+            places, weight = kept_rows(e.tokens[b], e.mask[b].tolist())
+            chosen = [(p, w) for p, w in zip(places, weight, strict=True) if p >= count]
+            parts.append(e.rows[b, [p for p, _ in chosen]].float().cpu())
+            weights += [min(w, 2.0) for _, w in chosen]
+    x, w = torch.cat(parts), torch.tensor(weights)[:, None]
+    mean = (x * w).sum(0) / w.sum()
+    std = (((x - mean) ** 2 * w).sum(0) / w.sum()).sqrt()
+    pooled = None if encodings[0].pooled is None else torch.cat([e.pooled.float().cpu() for e in encodings])
+    return Normaliser(
+        mean=mean,
+        std=_without_dead(std),
+        pooled_mean=None if pooled is None else pooled.mean(0),
+        pooled_std=None if pooled is None else _without_dead(pooled.std(0)),
+        constant=leading[0, :count].clone(),
+        window=lengths.pop() if fixed else None,
+    )
+
+
+def _without_dead(std: Tensor) -> Tensor:
+    return torch.where(std > DEAD * std.median(), std, 0.0)
+
+
+def _keep(encoding: Encoding, normaliser: Normaliser):
+    """Per prompt of the batch: kept rows (float16, normalised), weights, pooled vector, tokens, places."""
+    from .model import normalise
+
+    constant = len(normaliser.constant)
+    for b, tokens in enumerate(encoding.tokens):
+        places, weights = kept_rows(tokens, encoding.mask[b].tolist())
+        chosen = [(p, w) for p, w in zip(places, weights, strict=True) if p >= constant]
+        places = [p for p, _ in chosen]
+        rows = normalise(encoding.rows[b, places].cpu().float(), normaliser.mean, normaliser.std)
+        vector = None
+        if encoding.pooled is not None:
+            vector = normalise(encoding.pooled[b].cpu().float(), normaliser.pooled_mean, normaliser.pooled_std).half()
+        yield rows.half(), torch.tensor([w for _, w in chosen]), vector, tokens, places
+
+
+def _check_encoding(encoder: TextEncoder, encoding: Encoding, count: int) -> None:
+    shape = tuple(encoding.rows.shape)
+    if len(shape) != 3 or shape[0] != count or shape[2] != encoder.fingerprint.width:
+        raise SanitizerError(
+            f"Encoder {encoder.name}: expected rows of shape ({count}, rows, {encoder.fingerprint.width}), found {shape}."
+        )
+    if not torch.isfinite(encoding.rows).all():
+        raise SanitizerError(
+            f"Encoder {encoder.name}: it puts out NaN or infinity. Load it in another precision, such as float32."
+        )

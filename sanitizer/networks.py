@@ -1,0 +1,118 @@
+"""The small networks of the sanitizer. Shapes: B prompts, L rows, D channels, P pooled channels, K concepts, W width.
+
+They see rows normalised channel by channel, and a weight per row: 0 for a row that is masked, 1 for a row that stands
+for itself, n for a padding row that stands for n of its kind. Training keeps only a few padding rows, and with the
+weights in the attention and in the mean it still computes what inference computes over all of them.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+HEADS = 4
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block whose keys carry weights."""
+
+    def __init__(self, width: int, operations) -> None:
+        super().__init__()
+        self.norm1 = operations.LayerNorm(width)
+        self.qkv = operations.Linear(width, 3 * width)
+        self.out = operations.Linear(width, width)
+        self.norm2 = operations.LayerNorm(width)
+        self.up = operations.Linear(width, 2 * width)
+        self.down = operations.Linear(2 * width, width)
+
+    def forward(self, x: Tensor, log_weight: Tensor) -> Tensor:
+        """x (B, L, W), log_weight (B, L) -> (B, L, W)."""
+        batch, length, width = x.shape
+        q, k, v = self.qkv(self.norm1(x)).view(batch, length, 3, HEADS, width // HEADS).permute(2, 0, 3, 1, 4)
+        bias = log_weight[:, None, None, :].expand(batch, HEADS, length, length)
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        x = x + self.out(attended.transpose(1, 2).reshape(batch, length, width))
+        return x + self.down(F.gelu(self.up(self.norm2(x))))
+
+
+class Trunk(nn.Module):
+    """Rows and pooled vector -> one feature per row and one for the prompt. Any number of rows, in any order."""
+
+    def __init__(self, in_width: int, pooled_width: int, width: int, blocks: int, operations) -> None:
+        super().__init__()
+        self.rows = operations.Linear(in_width, width)
+        self.pooled = operations.Linear(pooled_width, width) if pooled_width else None
+        self.prompt = nn.Parameter(torch.zeros(width))
+        self.blocks = nn.ModuleList(Block(width, operations) for _ in range(blocks))
+        self.norm = operations.LayerNorm(width)
+
+    def forward(self, x: Tensor, weight: Tensor, pooled: Tensor | None) -> tuple[Tensor, Tensor]:
+        """x (B, L, D), weight (B, L), pooled (B, P) or None -> features (B, L, W) and (B, W)."""
+        first = self.prompt.expand(x.shape[0], 1, -1)
+        if self.pooled is not None:
+            first = first + self.pooled(pooled)[:, None]
+        h = torch.cat([first, self.rows(x)], dim=1)
+        # The prompt's own place is always visible, so that no softmax is empty.
+        log_weight = F.pad(weight.log(), (1, 0), value=0.0)
+        for block in self.blocks:
+            h = block(h, log_weight)
+        h = self.norm(h)
+        return h[:, 1:], h[:, 0]
+
+
+def summary(x: Tensor, weight: Tensor, pooled: Tensor | None) -> Tensor:
+    """Mean row, last visible row and pooled vector, joined: (B, 2 D + P). What a linear probe reads."""
+    total = weight.sum(dim=1, keepdim=True).clamp_min(1e-6)
+    mean = (x * weight[..., None]).sum(dim=1) / total
+    places = torch.arange(x.shape[1], device=x.device)
+    last = torch.where(weight > 0, places, 0).amax(dim=1) if x.shape[1] else places.new_zeros(x.shape[0])
+    parts = [mean, x[torch.arange(x.shape[0], device=x.device), last]]
+    return torch.cat(parts if pooled is None else [*parts, pooled], dim=-1)
+
+
+class ScoreNet(nn.Module):
+    """Harm of every row and of the prompt, as logits."""
+
+    def __init__(self, in_width: int, pooled_width: int, width: int, concepts: int, operations) -> None:
+        super().__init__()
+        self.trunk = Trunk(in_width, pooled_width, width, 1, operations)
+        self.token_head = operations.Linear(width, concepts)
+        self.prompt_head = operations.Linear(2 * width, concepts)
+        self.probe = operations.Linear(2 * in_width + pooled_width, concepts)
+
+    def forward(self, x: Tensor, weight: Tensor, pooled: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Token logits (B, L, K) and prompt logits (B, K) of the network; :meth:`probe_logits` are apart."""
+        rows, prompt = self.trunk(x, weight, pooled)
+        total = weight.sum(dim=1, keepdim=True).clamp_min(1e-6)
+        mean = (rows * weight[..., None]).sum(dim=1) / total
+        return self.token_head(rows), self.prompt_head(torch.cat([prompt, mean], dim=-1))
+
+    def probe_logits(self, x: Tensor, weight: Tensor, pooled: Tensor | None) -> Tensor:
+        """Logits (B, K) of a plain logistic regression on :func:`summary`."""
+        return self.probe(summary(x, weight, pooled))
+
+
+class EraseNet(nn.Module):
+    """What the encoder would have said of the safe anchor prompt.
+
+    The rows are kept outside a subspace and written anew inside it: with an orthonormal basis U (R, D),
+    Erase(x) = x - (x Uᵀ) U + f(x) U. U spans the leading directions of the differences between target and anchor
+    rows, so inside it nothing of the input passes unread, and outside it the content is untouched.
+    """
+
+    def __init__(
+        self, in_width: int, pooled_width: int, width: int, blocks: int, rank: int, pooled_rank: int, operations
+    ) -> None:
+        super().__init__()
+        self.trunk = Trunk(in_width, pooled_width, width, blocks, operations)
+        self.head = operations.Linear(width, rank)
+        self.register_buffer("basis", torch.zeros(rank, in_width))
+        self.pooled_head = operations.Linear(width, pooled_rank) if pooled_width else None
+        self.register_buffer("pooled_basis", torch.zeros(pooled_rank, pooled_width) if pooled_width else None)
+
+    def forward(self, x: Tensor, weight: Tensor, pooled: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Corrections to add: (B, L, D) and (B, P) or None, both in normalised units."""
+        rows, prompt = self.trunk(x, weight, pooled)
+        change = (self.head(rows) - x @ self.basis.T) @ self.basis
+        if self.pooled_head is None:
+            return change, None
+        return change, (self.pooled_head(prompt) - pooled @ self.pooled_basis.T) @ self.pooled_basis

@@ -1,0 +1,197 @@
+"""Concepts and templates -> training prompts, in an order of which any prefix is a fair sample.
+
+A unit is one phrase in one frame: the target prompt, the same prompt with the canonical anchor (what the erase net
+learns to write), often the same with the pair's own anchor, and with it hard negatives in the frames of the same kind
+and benign prompts. The phrases of all concepts take turns, so that a budget smaller than a full round still spreads
+over all of them, and one of a full round or more holds every phrase.
+"""
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from .concepts import Concept, Pair
+from .obfuscation import obfuscate
+from .templates import Templates, insert
+
+OWN_ANCHOR = 0.5
+HARD_NEGATIVES = 0.7
+BENIGN = 1.1
+OBFUSCATED = 0.2
+OBFUSCATED_NEGATIVES = 0.12
+IN_CONTEXT = 0.15
+"""Share of units that are joined to a benign prompt."""
+DOUBLE = 0.05
+"""Share of units that hold phrases of two concepts."""
+SALAD = 0.08
+"""Share of units and of benign prompts that are words in no order with fragments between, as optimised prompts are."""
+FULL_ROUNDS = 3
+FEWEST = 9000
+
+
+@dataclass(frozen=True)
+class Prompt:
+    text: str
+    concepts: tuple[str, ...] = ()
+    """Concepts it holds."""
+    unknown: tuple[str, ...] = ()
+    """Concepts that it may or may not hold: neither a positive nor a negative."""
+    anchor: int | None = None
+    """Place of its canonical anchor prompt in the list, None for a prompt that is harmless."""
+
+
+class PromptGenerator:
+    """Draws prompts of all kinds from one seed.
+
+    `split` is "train", "calibration" (harmless prompts and frames of their own, so that thresholds are set on prompts
+    that training did not see) or "held_out" (phrases, frames and harmless prompts kept for the report).
+    """
+
+    def __init__(self, concepts: Sequence[Concept], templates: Templates, seed: int, split: str = "train") -> None:
+        self.templates = templates
+        self.rng = random.Random(f"{seed}-{split}")
+        self.held_out = held_out = split == "held_out"
+        self.frames = templates.held_out_frames if held_out else templates.frames
+        self.benign_frames = templates.held_out_benign_frames
+        self.benign_prompts = templates.held_out_benign_prompts
+        if not held_out:
+            self.benign_frames = _share(templates.benign_frames, split == "calibration")
+            self.benign_prompts = _share(templates.benign_prompts, split == "calibration")
+        self.pairs = [(c, p) for c in concepts for p in c.pairs if p.held_out == held_out]
+        self.hard = [p for c in concepts for p in c.hard_negatives if p.held_out == held_out]
+        self.unknown = {c.name: _overlapping(c, concepts) for c in concepts}
+        words = {w.strip(",.").lower() for prompt in self.benign_prompts for w in prompt.split()}
+        self.words = sorted(word for word in words if word.isalpha())
+
+    def filled_frame(self, kind: str) -> str:
+        """A frame of the kind with all slots but {phrase} filled."""
+        return self.templates.fill(self.rng.choice(self.frames[kind]), self.rng)
+
+    def benign(self) -> str:
+        """A harmless prompt."""
+        rng = self.rng
+        if rng.random() < SALAD:
+            return self.salad("{phrase}").replace("{phrase}", rng.choice(self.words))
+        if rng.random() < 0.55:
+            text = self.templates.fill(rng.choice(self.benign_frames), rng)
+        else:
+            text = rng.choice(self.benign_prompts)
+            if rng.random() < 0.3:
+                text = self.templates.fill(f"{text.rstrip('.')}, {{style}}, {{quality}}", rng)
+        if rng.random() < OBFUSCATED_NEGATIVES:
+            text = obfuscate(text, rng)
+        return text
+
+    def hard_negative(self) -> str:
+        """A harmless look-alike in a frame of its kind."""
+        phrase = self.rng.choice(self.hard)
+        text = phrase.text
+        if self.rng.random() < OBFUSCATED_NEGATIVES:
+            text = obfuscate(text, self.rng)
+        return insert(self.in_context(self.filled_frame(phrase.kind)), text)
+
+    def in_context(self, frame: str) -> str:
+        """Now and then join the frame to a benign prompt, before or after."""
+        rng = self.rng
+        if self.held_out or rng.random() >= IN_CONTEXT:
+            return frame
+        other = rng.choice(self.benign_prompts).rstrip(".")
+        separator = rng.choice((", ", ". ", " and ", "; "))
+        return f"{other}{separator}{frame}" if rng.random() < 0.5 else f"{frame}{separator}{other}"
+
+    def salad(self, phrase: str) -> str:
+        """Harmless words in no order around the phrase, with fragments such as optimised prompts have."""
+        rng = self.rng
+        words = [rng.choice(self.words) for _ in range(rng.randint(3, 14))]
+        for index in range(len(words)):
+            draw = rng.random()
+            if draw < 0.15:
+                words[index] = "".join(rng.choice("abcdefghijklmnopqrstuvwxyz") for _ in range(rng.randint(2, 6)))
+            elif draw < 0.3:
+                words[index] = words[index][: rng.randint(2, 5)]
+            elif draw < 0.4:
+                words[index] += rng.choice(self.words)
+            elif draw < 0.45:
+                words[index] += rng.choice(("!", "#", ")", "'", "...", "<", "/", "%", " &"))
+        words.insert(rng.randrange(len(words) + 1), phrase)
+        return " ".join(words)
+
+    def unit(self, concept: Concept, pair: Pair) -> tuple[Prompt, str, str]:
+        """Target prompt (its anchor not yet placed), canonical anchor prompt, own anchor prompt."""
+        rng = self.rng
+        frame = self.filled_frame(pair.kind)
+        names, target, canonical = (concept.name,), pair.target, pair.canonical
+        if not self.held_out:
+            if rng.random() < OBFUSCATED:
+                target = obfuscate(target, rng)
+            if concept.context:
+                pass  # Never joined with anything of another concept.
+            elif rng.random() < SALAD:
+                frame = self.salad("{phrase}")
+            elif rng.random() < DOUBLE:
+                second, other = rng.choice(self.pairs)
+                if not second.context:
+                    names = tuple(dict.fromkeys((concept.name, second.name)))
+                    target, canonical = f"{target}, {other.target}", f"{canonical}, {other.canonical}"
+            else:
+                frame = self.in_context(frame)
+        unknown = tuple(dict.fromkeys(u for n in names for u in self.unknown[n] if u not in names))
+        return (
+            Prompt(insert(frame, target), names, unknown),
+            insert(frame, canonical),
+            insert(frame, pair.anchor),
+        )
+
+    def rounds(self) -> Iterator[list[Prompt]]:
+        """Units without end, each a list of prompts in which `anchor` counts from the unit's beginning."""
+        rng = self.rng
+        while True:
+            for concept, pair in _take_turns(self.pairs, rng):
+                target, canonical, own = self.unit(concept, pair)
+                unit = [Prompt(target.text, target.concepts, target.unknown, anchor=1), Prompt(canonical)]
+                if rng.random() < OWN_ANCHOR and pair.anchor != pair.canonical:
+                    unit.append(Prompt(own))
+                if self.hard and rng.random() < HARD_NEGATIVES:
+                    unit.append(Prompt(self.hard_negative()))
+                unit += [Prompt(self.benign()) for _ in range(1 + (rng.random() < BENIGN - 1))]
+                yield unit
+
+
+def full_size(concepts: Sequence[Concept]) -> int:
+    """Number of prompts of a full training set."""
+    phrases = sum(not pair.held_out for concept in concepts for pair in concept.pairs)
+    return max(FEWEST, round(FULL_ROUNDS * phrases * (2 + OWN_ANCHOR + HARD_NEGATIVES + BENIGN)))
+
+
+def training_prompts(concepts: Sequence[Concept], templates: Templates, count: int, seed: int) -> list[Prompt]:
+    """At most `count` prompts, whole units only; every prefix that ends with a unit is a training set of its own."""
+    prompts: list[Prompt] = []
+    for unit in PromptGenerator(concepts, templates, seed).rounds():
+        if len(prompts) + len(unit) > count:
+            return prompts
+        start = len(prompts)
+        prompts += [
+            Prompt(p.text, p.concepts, p.unknown, None if p.anchor is None else start + p.anchor) for p in unit
+        ]
+    return prompts
+
+
+def _take_turns(pairs: list[tuple[Concept, Pair]], rng: random.Random) -> list[tuple[Concept, Pair]]:
+    """One round of all phrases, the concepts spread evenly over it however many phrases each has."""
+    by_concept: dict[str, list[tuple[Concept, Pair]]] = {}
+    for item in pairs:
+        by_concept.setdefault(item[0].name, []).append(item)
+    placed = []
+    for items in by_concept.values():
+        rng.shuffle(items)
+        placed += [((index + rng.random()) / len(items), item) for index, item in enumerate(items)]
+    return [item for _, item in sorted(placed, key=lambda entry: entry[0])]
+
+
+def _share(items: Sequence[str], calibration: bool) -> list[str]:
+    """Every fifth for calibration, the others for training."""
+    return [item for index, item in enumerate(items) if (index % 5 == 2) == calibration]
+
+
+def _overlapping(concept: Concept, concepts: Sequence[Concept]) -> tuple[str, ...]:
+    return tuple(c.name for c in concepts if c.name in concept.overlaps or concept.name in c.overlaps)
