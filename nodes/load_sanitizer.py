@@ -1,0 +1,111 @@
+"""Load Sanitizer: a sanitizer from the model folder, or, with `auto`, the one for the connected CLIP."""
+
+from pathlib import Path
+
+from comfy_api.latest import io
+
+from ..sanitizer.concepts import load_concepts
+from ..sanitizer.errors import SanitizerError
+from . import folders
+from .comfy_encoder import ComfyTextEncoder
+from .loaded import LoadedSanitizer, SanitizerSocket
+from .messages import CATEGORY, Progress, readable, ui
+from .training import choose_examples, train
+
+AUTO = "auto"
+
+
+class LoadSanitizer(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="ESLoadSanitizer",
+            display_name="Load Sanitizer",
+            category=CATEGORY,
+            description="Loads a sanitizer. With 'auto' it takes the one that was trained on the connected CLIP, or "
+            "trains it on first use, which takes a few minutes once, and keeps it in models/sanitizers.",
+            inputs=[
+                io.Combo.Input(
+                    "sanitizer_name",
+                    options=[AUTO, *folders.names()],
+                    default=AUTO,
+                    tooltip="'auto' finds or trains the sanitizer of the connected CLIP. The others are files in "
+                    "models/sanitizers.",
+                ),
+                io.Clip.Input(
+                    "clip",
+                    optional=True,
+                    tooltip="The CLIP that encodes the prompt, behind its LoRA and clip-skip nodes. Needed for 'auto'; "
+                    "with a file it is checked that the file was trained on it.",
+                ),
+                io.String.Input(
+                    "concepts",
+                    default="all",
+                    tooltip="What to erase: 'all', or names separated by commas, such as: nudity, violence.",
+                ),
+            ],
+            outputs=[
+                SanitizerSocket.Output(
+                    "sanitizer",
+                    display_name="sanitizer",
+                    tooltip="For Sanitize Conditioning, Sanitize CLIP and Token Score Preview.",
+                )
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, sanitizer_name: str, concepts: str, clip=None) -> str:
+        """A file that was replaced is loaded again."""
+        if sanitizer_name == AUTO:
+            return AUTO
+        stat = folders.resolve(sanitizer_name).stat()
+        return f"{stat.st_mtime_ns} {stat.st_size}"
+
+    @classmethod
+    def execute(cls, sanitizer_name: str, concepts: str, clip=None) -> io.NodeOutput:
+        chosen = folders.parse_concepts(concepts)
+        if sanitizer_name == AUTO:
+            loaded, origin = cls._auto(clip, chosen)
+        else:
+            loaded, origin = LoadedSanitizer.load(folders.resolve(sanitizer_name), chosen), "Loaded"
+            if clip is not None:
+                loaded.check_clip(clip, "Load Sanitizer")
+        erases = ", ".join(readable(name) for name in loaded.concepts)
+        text = f"{origin} {loaded.path.name}, for {loaded.fingerprint}. Erases {erases}."
+        return io.NodeOutput(loaded, ui=ui({"kind": "status", "state": "ready", "text": text}))
+
+    @classmethod
+    def _auto(cls, clip, chosen: list[str] | None) -> tuple[LoadedSanitizer, str]:
+        if clip is None:
+            raise SanitizerError(
+                "Load Sanitizer: 'auto' needs to know the text encoder, but no CLIP is connected. Connect the CLIP "
+                "that encodes the prompt, or choose a file."
+            )
+        encoder = ComfyTextEncoder(clip)
+        everything = load_concepts()
+        wanted = chosen or [concept.name for concept in everything if not concept.context]
+        path = folders.find(encoder.fingerprint, wanted)
+        if path is not None:
+            return LoadedSanitizer.load(path, wanted), "Found"
+        known = [concept.name for concept in everything if not concept.context]
+        for name in wanted:
+            if name not in known:
+                raise SanitizerError(
+                    f"Load Sanitizer: no sanitizer of this CLIP knows the concept {name!r}. 'auto' can train "
+                    f"{', '.join(known)}; train others with Train Sanitizer."
+                )
+        path = cls._train(encoder, everything)
+        return LoadedSanitizer.load(path, wanted), "Trained and saved"
+
+    @classmethod
+    def _train(cls, encoder: ComfyTextEncoder, concepts: list) -> Path:
+        progress = Progress(cls.hidden.unique_id)
+        progress.say("No sanitizer for this CLIP yet. Measuring how fast it encodes…")
+        examples, seconds = choose_examples(encoder, concepts)
+        minutes = examples * seconds / 60
+        progress.say(f"Training one, once: encoding {examples} prompts takes about {minutes:.1f} min, then fitting.")
+        path = folders.save_path(f"auto-{type(encoder.clip.cond_stage_model).__name__.strip('_')}-"
+                                 f"{encoder.fingerprint.weights[:8]}")
+        train(encoder, concepts, path, examples=examples, steps=None, seed=0, progress=progress)
+        return path

@@ -1,0 +1,79 @@
+"""What the nodes say of themselves, and the inputs that several of them share."""
+
+import comfy.model_management
+from comfy.utils import ProgressBar
+from comfy_api.latest import io
+from server import PromptServer
+
+from .conditioning import Summary
+
+CATEGORY = "embedding sanitizer"
+UI_KEY = "embedding_sanitizer"
+"""Name under which web/ finds a node's message in its UI output."""
+
+STRENGTH = {
+    "default": 1.0,
+    "min": 0.0,
+    "max": 2.0,
+    "step": 0.05,
+    "display_mode": io.NumberDisplay.slider,
+    "tooltip": "0 changes nothing, 1 replaces the concept by its safe counterpart, 2 pushes past it.",
+}
+THRESHOLD = {
+    "default": 0.5,
+    "min": 0.0,
+    "max": 1.0,
+    "step": 0.01,
+    "display_mode": io.NumberDisplay.slider,
+    "tooltip": "A prompt is changed if a concept scores at least this much. 0.5 is the calibrated value; lower it to "
+    "be stricter, raise it to let more pass. 0 changes every prompt.",
+}
+
+
+def ui(*messages: dict) -> dict:
+    """UI output of a node, read by web/embedding_sanitizer.js."""
+    return {UI_KEY: list(messages)}
+
+
+def readable(concept: str) -> str:
+    return concept.replace("_", " ")
+
+
+def status_line(summary: Summary, strength: float, threshold: float) -> dict:
+    """One line: harmless and passed through, or which concepts were found and how many rows were changed."""
+    if not summary.flagged:
+        text = f"Harmless, passed through unchanged (highest score {summary.highest:.2f}, threshold {threshold:.2f})."
+        return {"kind": "status", "state": "harmless", "text": text}
+    found = ", ".join(readable(name) for name in summary.fired)
+    if not summary.changed:
+        text = f"Found {found} (score {summary.highest:.2f}), changed nothing at strength {strength:g}."
+        return {"kind": "status", "state": "found", "text": text}
+    text = f"Erased {found} (score {summary.highest:.2f}): {summary.changed} of {summary.rows} rows changed"
+    if summary.prompts > 1:
+        text += f" in {summary.flagged} of {summary.prompts} prompts"
+    return {"kind": "status", "state": "changed", "text": text + f" at strength {strength:g}."}
+
+
+class Progress:
+    """A node's progress bar and the line of text under it; stops where the user interrupts."""
+
+    def __init__(self, node_id: str | None) -> None:
+        self.node_id = node_id
+        self.bar: ProgressBar | None = None
+        self.stage = ""
+        self.said = ""
+
+    def say(self, text: str) -> None:
+        server = getattr(PromptServer, "instance", None)
+        if self.node_id is not None and text != self.said and server is not None:
+            server.send_progress_text(text, self.node_id)
+        self.said = text
+
+    def __call__(self, stage: str, done: int, total: int, values: dict[str, float]) -> None:
+        """The callback of `fit`. Raises ComfyUI's interrupt exception when the user pressed the button."""
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        if stage != self.stage or self.bar is None:
+            self.stage, self.bar = stage, ProgressBar(total, node_id=self.node_id)
+        self.bar.update_absolute(done, total)
+        figures = ", ".join(f"{name} {value:.3f}" for name, value in values.items())
+        self.say(f"{stage}: {done} of {total}{f' ({figures})' if figures else ''}")

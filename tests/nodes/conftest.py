@@ -1,0 +1,125 @@
+"""The pack loaded as ComfyUI loads it, against the stand-in or, with COMFYUI_PATH set, against the real modules."""
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+import torch
+
+PACK = Path(__file__).resolve().parents[2]
+STANDIN = Path(__file__).resolve().parent / "standin"
+COMFYUI_PATH = os.environ.get("COMFYUI_PATH")
+
+
+def _load(path: Path, name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, path / "__init__.py", submodule_search_locations=[str(path)])
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def _import(name: str) -> ModuleType:
+    return importlib.import_module(name)
+
+
+@pytest.fixture(scope="session")
+def comfy_modules():
+    """Puts ComfyUI's modules, real or stand-in, on the path."""
+    sys.path.insert(0, COMFYUI_PATH or str(STANDIN))
+    if COMFYUI_PATH:
+        # ComfyUI reads its options from the command line: no GPU, and none of pytest's own.
+        kept, sys.argv = sys.argv, [sys.argv[0], "--cpu"]
+        _import("comfy.options").enable_args_parsing()
+        _import("comfy.model_management")
+        sys.argv = kept
+    return SimpleNamespace(real=bool(COMFYUI_PATH), folder_paths=_import("folder_paths"))
+
+
+@pytest.fixture(scope="session")
+def pack(comfy_modules):
+    """The pack under a name that is no import path, as in ComfyUI; `pack("nodes.tokens")` gives a module of it."""
+    name = "/custom_nodes/embedding sanitizer"
+    name = name.replace(".", "_x_")
+    _load(PACK, name)
+
+    def module(path: str) -> ModuleType:
+        return _import(f"{name}.{path}")
+
+    return module
+
+
+@pytest.fixture
+def models(pack, comfy_modules, tmp_path, monkeypatch):
+    """An empty model folder `sanitizers`, and nothing shipped."""
+    folders = pack("nodes.folders")
+    monkeypatch.setattr(comfy_modules.folder_paths, "models_dir", str(tmp_path))
+    monkeypatch.setattr(folders, "SHIPPED", tmp_path / "weights")
+    monkeypatch.setitem(comfy_modules.folder_paths.folder_names_and_paths, folders.KIND, ([], set()))
+    folders.register()
+    folder = tmp_path / folders.KIND
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture(scope="session")
+def run():
+    """Executes a node as ComfyUI does: under inference mode, with a hidden node id."""
+
+    def execute(node, **inputs):
+        clone = type(node.__name__, (node,), {"hidden": SimpleNamespace(unique_id=None)})
+        with torch.inference_mode():
+            return clone.execute(**inputs)
+
+    return execute
+
+
+@pytest.fixture(scope="session")
+def make_sanitizer(pack):
+    """An untrained sanitizer whose score net says what the test wants: `logit` for every prompt."""
+    model = pack("sanitizer.model")
+    base = pack("sanitizer.encoders.base")
+
+    def make(width=8, pooled=4, logit=4.0, concepts=("nudity", "violence"), fingerprint=None):
+        specs = tuple(model.ConceptSpec(name) for name in concepts)
+        config = model.SanitizerConfig(concepts=specs, width=width, pooled_width=pooled, rank=4, pooled_rank=min(pooled, 2))
+        torch.manual_seed(0)
+        sanitizer = model.EmbeddingSanitizer(config)
+        with torch.no_grad():
+            for parameter in sanitizer.parameters():
+                parameter.copy_(torch.randn_like(parameter) * 0.2)
+            sanitizer.erase_net.basis.copy_(torch.linalg.qr(torch.randn(width, 4))[0].T)
+            if pooled:
+                sanitizer.erase_net.pooled_basis.copy_(torch.linalg.qr(torch.randn(pooled, 2))[0].T)
+            sanitizer.prompt_mix.zero_()
+            sanitizer.prompt_bias.fill_(-8.0)
+            sanitizer.prompt_bias[0] = logit
+        fingerprint = fingerprint or base.Fingerprint("ToyModel", width, pooled, "0" * 64)
+        sanitizer.info = {"encoder": fingerprint.to_dict(), "report": {}, "training": {}, "licence": "MIT"}
+        return sanitizer.eval().requires_grad_(False)
+
+    return make
+
+
+@pytest.fixture
+def loaded(pack, models, make_sanitizer):
+    """`loaded(**options)`: such a sanitizer, saved and loaded as the Load Sanitizer node does."""
+
+    def load(name="toy", concepts=None, **options):
+        path = models / f"{name}.safetensors"
+        pack("sanitizer.artifact").save(make_sanitizer(**options), path)
+        return pack("nodes.loaded").LoadedSanitizer.load(path, concepts)
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def clip(pack, comfy_modules):
+    """A CLIP object around the embedded trained encoder."""
+    clips = importlib.util.spec_from_file_location("minilm_clip", Path(__file__).with_name("minilm_clip.py"))
+    module = importlib.util.module_from_spec(clips)
+    clips.loader.exec_module(module)
+    return module.make_clip(pack("sanitizer.encoders").load_encoder("minilm-causal"))

@@ -1,0 +1,151 @@
+"""Load Sanitizer and Train Sanitizer: files, errors, training, interrupting."""
+
+import json
+
+import pytest
+import torch
+
+CUSTOM = "tea set\ntea cup -> glass\ncup of tea -> glass of water\nteapot -> jug\na hot tea -> a cold water"
+
+
+@pytest.fixture(scope="module")
+def load(pack):
+    return pack("nodes.load_sanitizer").LoadSanitizer
+
+
+@pytest.fixture(scope="module")
+def trainer(pack):
+    return pack("nodes.train_sanitizer").TrainSanitizer
+
+
+@pytest.fixture(scope="module")
+def error(pack):
+    return pack("sanitizer.errors").SanitizerError
+
+
+def training(clip, **changes):
+    inputs = {
+        "clip": clip, "concepts": "none", "custom_concept": CUSTOM, "name": "tea", "examples": 128, "steps": 20,
+        "seed": 0, "retrain": False,
+    }  # fmt: skip
+    return inputs | changes
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../secret.safetensors", "a/../../b.safetensors", "/etc/x.safetensors", "C:\\x.safetensors", "old.pt"],
+)  # fmt: skip
+def test_names_that_lead_elsewhere_are_refused(run, load, models, error, name):
+    with pytest.raises(error, match="not the name"):
+        run(load, sanitizer_name=name, concepts="all")
+
+
+def test_missing_file(run, load, models, error):
+    with pytest.raises(error, match="no file 'gone.safetensors'"):
+        run(load, sanitizer_name="gone.safetensors", concepts="all")
+
+
+def test_broken_files_give_one_clear_line(run, load, models, error, make_sanitizer, pack):
+    good = models / "good.safetensors"
+    pack("sanitizer.artifact").save(make_sanitizer(), good)
+    data = good.read_bytes()
+    from safetensors.torch import save
+
+    broken = {"truncated": data[: len(data) // 2], "empty": b"", "text": b"hello", "foreign": save({"x": torch.ones(2)})}
+    for name, content in broken.items():
+        (models / f"{name}.safetensors").write_bytes(content)
+        with pytest.raises(error) as caught:
+            run(load, sanitizer_name=f"{name}.safetensors", concepts="all")
+        assert name in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+def test_file_and_concepts(run, load, loaded, error):
+    loaded()
+    chosen = run(load, sanitizer_name="toy.safetensors", concepts="Violence").args[0]
+    assert chosen.concepts == ("violence",)
+    with pytest.raises(error, match="does not know the concept 'hate'"):
+        run(load, sanitizer_name="toy.safetensors", concepts="nudity, hate")
+
+
+def test_file_of_another_encoder(run, load, loaded, clip, error):
+    loaded()
+    with pytest.raises(error, match=r"trained on ToyModel.*connected CLIP is"):
+        run(load, sanitizer_name="toy.safetensors", concepts="all", clip=clip)
+
+
+def test_changed_file_is_loaded_again(load, loaded, models):
+    loaded()
+    before = load.fingerprint_inputs("toy.safetensors", "all")
+    loaded(logit=-1.0, width=16)
+    assert load.fingerprint_inputs("toy.safetensors", "all") != before
+    assert load.fingerprint_inputs("auto", "all") == load.fingerprint_inputs("auto", "all")
+
+
+def test_auto_without_clip_says_what_to_do(run, load, models, error):
+    with pytest.raises(error, match="[Cc]onnect"):
+        run(load, sanitizer_name="auto", concepts="all")
+
+
+def test_auto_finds_the_file_of_the_connected_clip(run, load, loaded, clip, pack):
+    fingerprint = pack("nodes.comfy_encoder").ComfyTextEncoder(clip).fingerprint
+    loaded(name="other")
+    loaded(name="mine", width=384, pooled=0, fingerprint=fingerprint)
+    found = run(load, sanitizer_name="auto", concepts="nudity", clip=clip)
+    assert found.args[0].path.name == "mine.safetensors"
+    assert "Found" in found.ui["embedding_sanitizer"][0]["text"]
+
+
+def test_auto_refuses_a_concept_that_nothing_knows(run, load, models, clip, error):
+    with pytest.raises(error, match="'van_gogh'"):
+        run(load, sanitizer_name="auto", concepts="van gogh", clip=clip)
+
+
+def test_training_saves_and_equal_inputs_load(run, trainer, models, clip):
+    first = run(trainer, **training(clip))
+    [file] = models.iterdir()
+    assert file.name.startswith("tea-")
+    assert first.args[0].names == ("tea_set",)
+    [message] = first.ui["embedding_sanitizer"]
+    assert message["kind"] == "training"
+    assert all(len(points) > 1 for points in message["curve"].values())
+    json.dumps(first.ui)
+    written = file.stat().st_mtime_ns
+    second = run(trainer, **training(clip))
+    assert "Loaded" in second.ui["embedding_sanitizer"][0]["text"]
+    assert file.stat().st_mtime_ns == written
+    assert second.args[1] == first.args[1]
+    run(trainer, **training(clip, seed=1))
+    assert len(list(models.iterdir())) == 2
+
+
+def test_interrupted_training_leaves_nothing(run, trainer, models, clip, comfy_modules, monkeypatch, pack):
+    management = pack("nodes.messages").comfy.model_management
+    calls = []
+
+    def interrupt(*_args):
+        calls.append(1)
+        if len(calls) == 3:
+            management.interrupt_current_processing(True)
+
+    monkeypatch.setattr(pack("nodes.messages").Progress, "say", interrupt)
+    with pytest.raises(management.InterruptProcessingException):
+        run(trainer, **training(clip))
+    assert list(models.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"custom_concept": ""}, "nothing to train"),
+        ({"custom_concept": "only a name"}, "at least one line"),
+        ({"concepts": "nudity", "custom_concept": "nudity\nnude -> dressed"}, "Rename"),
+        ({"concepts": "nonsense"}, "nonsense"),
+        ({"name": "../x"}, "file name"),
+        ({"name": ""}, "file name"),
+    ],
+)  # fmt: skip
+def test_inputs_that_cannot_work(run, trainer, models, clip, error, changes, message):
+    with pytest.raises(error, match=message):
+        run(trainer, **training(clip, **changes))
+    assert list(models.iterdir()) == []

@@ -1,0 +1,84 @@
+"""Token Score Preview: words, positions, the conditioning untouched."""
+
+import json
+
+import pytest
+import torch
+
+
+@pytest.fixture(scope="module")
+def node(pack):
+    return pack("nodes.token_score_preview").TokenScorePreview
+
+
+@pytest.fixture
+def sanitizer(pack, loaded, clip):
+    fingerprint = pack("nodes.comfy_encoder").ComfyTextEncoder(clip).fingerprint
+    return loaded(width=fingerprint.width, pooled=fingerprint.pooled_width, fingerprint=fingerprint)
+
+
+def encode(clip, text):
+    with torch.inference_mode():
+        return clip.encode_from_tokens_scheduled(clip.tokenize(text))
+
+
+def test_words_scores_and_flag(run, node, sanitizer, clip):
+    text = "a photorealistic boat"
+    given = encode(clip, text)
+    out = run(node, sanitizer=sanitizer, conditioning=given, clip=clip, text=text)
+    scored, heatmap, scores, prompt_score, flagged = out.args
+    assert scored is given
+    assert heatmap.ndim == 4
+    assert heatmap.shape[-1] == 3
+    assert heatmap.dtype == torch.float32
+    assert 0 <= heatmap.min() <= heatmap.max() <= 1
+    [prompt] = json.loads(scores)
+    assert [word["text"] for word in prompt["words"]] == ["a", "photorealistic", "boat"]
+    assert len(prompt["tokens"]) > 3, "photorealistic is several tokens"
+    assert set(prompt["words"][0]["scores"]) == {"nudity", "violence"}
+    assert prompt_score == pytest.approx(prompt["prompt_scores"]["nudity"], abs=1e-3)
+    assert flagged is True
+    [message] = out.ui["embedding_sanitizer"]
+    assert message["kind"] == "words"
+    assert message["threshold"] == 0.5
+    assert message["prompts"][0]["fired"] == ["nudity"]
+    json.dumps(out.ui)
+
+
+def test_harmless(run, node, pack, loaded, clip):
+    fingerprint = pack("nodes.comfy_encoder").ComfyTextEncoder(clip).fingerprint
+    calm = loaded(width=fingerprint.width, pooled=fingerprint.pooled_width, fingerprint=fingerprint, logit=-4.0)
+    out = run(node, sanitizer=calm, conditioning=encode(clip, "a boat"), clip=clip, text="a boat")
+    assert out.args[4] is False
+    assert "Harmless" in out.ui["embedding_sanitizer"][0]["prompts"][0]["text"]
+
+
+def test_without_clip_and_text_rows_are_numbered(run, node, sanitizer, clip):
+    [prompt] = json.loads(run(node, sanitizer=sanitizer, conditioning=encode(clip, "a boat")).args[2])
+    assert [word["text"] for word in prompt["words"][:2]] == ["row0", "row1"]
+
+
+def test_only_one_of_clip_and_text_is_an_error(run, pack, node, sanitizer, clip):
+    with pytest.raises(pack("sanitizer.errors").SanitizerError, match="text is not connected"):
+        run(node, sanitizer=sanitizer, conditioning=encode(clip, "a boat"), clip=clip)
+
+
+def test_words_come_along_from_sanitize_clip(run, node, pack, sanitizer, clip):
+    inputs = {"sanitizer": sanitizer, "strength": 1.0, "threshold": 0.5}
+    sanitized = run(pack("nodes.sanitize_clip").SanitizeCLIP, clip=clip, **inputs).args[0]
+    given = encode(sanitized, "a wooden boat")
+    [prompt] = json.loads(run(node, sanitizer=sanitizer, conditioning=given).args[2])
+    assert prompt["prompt"] == "a wooden boat"
+    assert [word["text"] for word in prompt["words"]] == ["a", "wooden", "boat"]
+
+
+def test_several_entries(run, node, sanitizer, clip):
+    given = encode(clip, "a boat") + encode(clip, "a boat")
+    out = run(node, sanitizer=sanitizer, conditioning=given, clip=clip, text="a boat")
+    assert len(json.loads(out.args[2])) == 2
+
+
+def test_text_of_another_length_is_not_put_to_the_wrong_rows(run, node, sanitizer, clip):
+    out = run(node, sanitizer=sanitizer, conditioning=encode(clip, "a boat"), clip=clip, text="tea and cake " * 60)
+    [prompt] = json.loads(out.args[2])
+    assert prompt["words"][0]["text"] == "row0"
