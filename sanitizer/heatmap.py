@@ -28,7 +28,9 @@ STOPS = (
 BLACK, WHITE = (0, 0, 0), (255, 255, 255)
 
 # Chinese, Japanese, Thai, Lao, Khmer and Burmese put no spaces between words: there, every character stands alone.
-_UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\u2fdf\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+_UNSPACED = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\u2fdf\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+)
 _WORD = re.compile(rf"[{_UNSPACED}]|[^\s{_UNSPACED}]+")
 
 
@@ -147,10 +149,18 @@ def paint(text: str, score: float, depth: int) -> str:
 
 
 def _cube(rgb: tuple[int, int, int]) -> int:
-    """The nearest colour of the 6 × 6 × 6 cube in the 256-colour palette."""
+    """The nearest colour of the colour cube in the 256-colour palette."""
     levels = (0, 95, 135, 175, 215, 255)
     red, green, blue = (min(range(6), key=lambda i: abs(levels[i] - value)) for value in rgb)
     return 16 + 36 * red + 6 * green + blue
+
+
+def culprit(prompt_words: Sequence[Word], concept: str, longest: int = 40) -> str:
+    """The word that a concept is seen in most, printable and cut to a length; "" where there is no word."""
+    if not prompt_words:
+        return ""
+    text = printable(max(prompt_words, key=lambda word: word.scores.get(concept, 0.0)).text)
+    return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
 def render_terminal(

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont
 
-from .heatmap import Word, colour, printable, text_colour
+from .heatmap import Word, colour, culprit, printable, text_colour
 
 PAPER, INK, GREY, LINE = (255, 255, 255), (33, 33, 38), (110, 110, 120), (225, 225, 230)
 ALARM, CALM = (179, 0, 0), (60, 110, 140)
@@ -43,9 +43,9 @@ def draw(
     layouts = [_layout(entry.words, concepts, font, width - 2 * MARGIN) for entry in entries]
     top = MARGIN + (48 if title else 0)
     heights = []
-    for index, (entry, (_, lines, _)) in enumerate(zip(entries, layouts, strict=True)):
+    for index, (_, lines, _) in enumerate(layouts):
         heights.append(_heading_height(entries, index) + lines * LINE_HEIGHT + 40)
-    image = Image.new("RGB", (width, top + sum(heights) + 66), PAPER)
+    image = Image.new("RGB", (width, top + sum(heights) + 76), PAPER)
     pen = ImageDraw.Draw(image)
     if title:
         pen.text((MARGIN, MARGIN - 4), title, fill=INK, font=head)
@@ -114,7 +114,9 @@ def _word(pen, box: _Box, top: int, font, threshold: float) -> None:
 
 def _verdict(pen, entry: Entry, concepts, y: int, font, left_out: int) -> None:
     if entry.fired:
-        found = ", ".join(f"{_readable(name)} {entry.scores[name]:.2f}" for name in entry.fired)
+        found = ", ".join(
+            f"{_readable(name)} {entry.scores[name]:.2f} (“{culprit(entry.words, name)}”)" for name in entry.fired
+        )
         text, ink = f"flagged: {found}", ALARM
     else:
         scores = {name: value for name, value in entry.scores.items() if concepts is None or name in concepts}

@@ -1,0 +1,61 @@
+"""`inspect`: what a sanitizer file is, for whom, and how good. Reads the header only."""
+
+import argparse
+import hashlib
+import json
+from pathlib import Path
+
+from .. import artifact
+from ..encoders.base import Fingerprint
+from ..heatmap import printable
+from ..report import Report
+
+
+def run(arguments: argparse.Namespace) -> None:
+    info = artifact.read_info(arguments.file)
+    if arguments.json:
+        print(json.dumps({**info, "config": info["config"].to_dict()}, indent=2, ensure_ascii=False))
+    else:
+        print("\n".join(printable(line) for line in describe(arguments.file, info).split("\n")))
+
+
+def describe(path: Path, info: dict) -> str:
+    """A page about the file, for a person."""
+    config = info["config"]
+    fingerprint = Fingerprint.from_dict(info["encoder"])
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    context = [
+        f"{spec.name} (lowers the thresholds of {', '.join(sorted(spec.lowers)) or 'nothing'})"
+        for spec in config.concepts
+        if spec.context
+    ]
+    facts = {
+        "file": f"{path}, {path.stat().st_size / 1e6:.1f} MB",
+        "sha256": digest,
+        "what": f"Embedding Sanitizer, format version {info['format_version']}",
+        "encoder": str(fingerprint),
+        "erases": ", ".join(spec.name for spec in config.concepts if not spec.context),
+        "context": ", ".join(context) or "none",
+        "training": _settings(info["training"]),
+        "licence": _settings(info["licence"]),
+    }
+    wide = max(map(len, facts))
+    lines = [f"{key:<{wide}}  {value}" for key, value in facts.items()]
+    return "\n".join(lines) + f"\n\nOn phrases and prompts kept from training:\n{_report(info['report'])}"
+
+
+def _settings(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {item}" for key, item in value.items()) or "not said"
+    return str(value)
+
+
+def _report(values: object) -> str:
+    """As training printed it; a report of other keys, from a later version perhaps, as it stands in the header."""
+    try:
+        if not values:
+            raise ValueError
+        return Report.from_dict(values).to_text()
+    except (TypeError, ValueError, KeyError, AttributeError):
+        return json.dumps(values, indent=2, ensure_ascii=False) if values else "no report"

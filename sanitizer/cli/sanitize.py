@@ -1,0 +1,75 @@
+"""`sanitize`: prompts in, one .safetensors file with the embeddings before and after out."""
+
+import argparse
+import hashlib
+import json
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+from ..heatmap import THRESHOLD
+from . import terminal
+from .readers import read_prompts
+from .score import counted
+from .writers import TensorSpool, check_output, whole_file
+
+FORMAT = "embedding-sanitizer output, version 1"
+
+
+def run(arguments: argparse.Namespace) -> None:
+    target = check_output(arguments.output, ".safetensors", arguments.input)
+    prompts = read_prompts(arguments.input, arguments.column, arguments.format)
+
+    from .pipeline import load_pair, process
+
+    encoder, sanitizer, path = load_pair(arguments.encoder, arguments.sanitizer, arguments.device)
+    results = process(
+        encoder,
+        sanitizer,
+        counted(prompts),
+        strength=arguments.strength,
+        threshold=arguments.threshold,
+        concepts=arguments.concepts,
+    )
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    metadata = {
+        "format": FORMAT,
+        "encoder": f"{arguments.encoder}: {encoder.fingerprint}",
+        "encoder_fingerprint": json.dumps(encoder.fingerprint.to_dict()),
+        "sanitizer": f"{path.name} sha256:{digest}",
+        "concepts": json.dumps(sanitizer.concepts),
+        "erased": json.dumps(arguments.concepts or sanitizer.erasable),
+        "strength": f"{arguments.strength:g}",
+        "threshold": f"{THRESHOLD if arguments.threshold is None else arguments.threshold:g}",
+    }
+    began = time.monotonic()
+    total, flagged = write(results, target, metadata)
+    seconds = time.monotonic() - began
+    terminal.note(f"{arguments.output}: {total} prompts, {flagged} sanitized, by {path.name}, {seconds:.1f} s.")
+
+
+def write(results: Iterable, target: Path, metadata: dict[str, str]) -> tuple[int, int]:
+    """Write the results' tensors; the number of prompts, and of flagged ones.
+
+    N and L are known only at the end, so the rows wait in unnamed temporary files beside the output.
+    """
+    flagged = 0
+    # The output is opened first: its folder is known to take a file before the work is done.
+    with whole_file(target) as file, TensorSpool(target.parent) as spool:
+        for result in results:
+            flagged += result.flagged
+            fixed = {"prompt_scores": result.prompt_scores}
+            if result.pooled is not None:
+                fixed |= {"pooled": result.pooled, "pooled_sanitized": result.pooled_sanitized}
+            spool.add(
+                rows={
+                    "embeddings": result.rows,
+                    "sanitized": result.sanitized,
+                    "mask": result.mask,
+                    "token_scores": result.token_scores,
+                },
+                fixed=fixed,
+            )
+        spool.assemble(file, metadata)
+        return len(spool), flagged

@@ -1,0 +1,159 @@
+"""Files that are written whole or not at all, and a .safetensors file that need not fit into memory."""
+
+import json
+import math
+import os
+import shutil
+import tempfile
+from array import array
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+from torch import Tensor
+
+from ..errors import SanitizerError
+
+DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.bool: "BOOL"}
+SIZES = {"F32": 4, "F16": 2, "BF16": 2, "BOOL": 1}
+
+
+def check_output(path: Path, ending: str | None = None, source: str | None = None) -> Path:
+    """The real path to write to, checked before the work begins: a long run must not end in a typing error.
+
+    Raises SanitizerError for another ending than the one wanted, a missing or unwritable folder, a folder in the
+    file's place, and an output that is the input `source`.
+    """
+    # A link is written through, not replaced.
+    real = Path(os.path.realpath(path))
+    if ending and path.suffix != ending:
+        raise SanitizerError(f"{path}: expected a name that ends in {ending}.")
+    if real.is_dir():
+        raise SanitizerError(f"{path}: a folder. Expected the name of a file to write.")
+    if not real.parent.is_dir():
+        raise SanitizerError(f"{path}: the folder {real.parent} does not exist. Make it first.")
+    if not os.access(real.parent, os.W_OK):
+        raise SanitizerError(f"{path}: the folder {real.parent} cannot be written to.")
+    given = None if source in (None, "-") else Path(source)
+    if given and real.exists() and given.exists() and real.samefile(given):
+        raise SanitizerError(f"{path}: the output would overwrite the input. Choose another name.")
+    return real
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A file that appears under its name when the block has ended without an exception, and never otherwise.
+
+    Until then the data lie in a temporary file beside it. Pipes and devices, such as /dev/stdout, are written directly.
+    Raises SanitizerError where it cannot be written.
+    """
+    temporary = None
+    try:
+        if path.exists() and not path.is_file():
+            with path.open("wb") as file:
+                yield file
+            return
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:50]}.", suffix=".tmp")
+        temporary = Path(name)
+        with os.fdopen(handle, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        # mkstemp makes a file for its owner only; a new file has the usual rights, an old one keeps its own.
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~umask)
+        temporary.replace(path)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise SanitizerError(f"{path}: cannot be written ({error.strerror or error}).") from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+class TensorSpool:
+    """Tensors of N items of unknown number and length, written to one .safetensors file in constant memory.
+
+    The items' bytes go to unnamed temporary files beside the output; when the longest item is known, `assemble`
+    writes the header and copies them to their places, zeros between. Use it as a context manager.
+
+    The format (github.com/huggingface/safetensors): 8 bytes with the length of the header, little-endian; the header,
+    JSON with dtype, shape and data_offsets of each tensor, padded with spaces to a multiple of 8; the tensors' bytes
+    without gaps.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.files: dict[str, BinaryIO] = {}
+        self.kinds: dict[str, tuple[str, tuple[int, ...]]] = {}
+        """Tensor -> dtype and the shape of one item's row, or of the item where it has no rows."""
+        self.lengths = array("q")
+        """Rows of each item."""
+        self.ragged: set[str] = set()
+        self.stack = ExitStack()
+
+    def __enter__(self) -> "TensorSpool":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.stack.close()
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def add(self, rows: dict[str, Tensor], fixed: dict[str, Tensor]) -> None:
+        """Append an item. rows: tensors (l, ...) with the same l; fixed: tensors of the same shape in every item."""
+        (length,) = {len(tensor) for tensor in rows.values()}
+        for name, tensor in {**rows, **fixed}.items():
+            shape = tuple(tensor.shape[1:] if name in rows else tensor.shape)
+            kind = (DTYPES[tensor.dtype], shape)
+            if self.kinds.setdefault(name, kind) != kind:
+                raise ValueError(f"{name}: expected {self.kinds[name]}, found {kind}")
+            if name not in self.files:
+                unnamed = tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115 - the stack closes it
+                self.files[name] = self.stack.enter_context(unnamed)
+            # A view as bytes: numpy has no bfloat16.
+            data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+            self.files[name].write(data.data)
+        self.ragged |= rows.keys()
+        self.lengths.append(length)
+
+    def assemble(self, file: BinaryIO, metadata: dict[str, str]) -> None:
+        """Write the .safetensors file. Items shorter than the longest are filled up with zeros."""
+        longest = max(self.lengths, default=0)
+        header: dict[str, dict] = {"__metadata__": metadata}
+        # Single bytes last, so that every tensor begins at a multiple of its element's size.
+        names = sorted(self.kinds, key=lambda name: (-SIZES[self.kinds[name][0]], name))
+        at = 0
+        for name in names:
+            dtype, shape = self.kinds[name]
+            full = [len(self), *([longest] if name in self.ragged else []), *shape]
+            size = math.prod(full) * SIZES[dtype]
+            header[name] = {"dtype": dtype, "shape": full, "data_offsets": [at, at + size]}
+            at += size
+        text = json.dumps(header, ensure_ascii=False).encode()
+        text += b" " * (-len(text) % 8)
+        file.write(len(text).to_bytes(8, "little") + text)
+        begin = file.tell()
+        # The right size first: what is not written then reads as zeros, and takes no room on most file systems.
+        file.truncate(begin + at)
+        for name in names:
+            file.seek(begin + header[name]["data_offsets"][0])
+            self._copy(name, file, longest)
+        file.seek(0, os.SEEK_END)
+
+    def _copy(self, name: str, file: BinaryIO, longest: int) -> None:
+        dtype, shape = self.kinds[name]
+        row = math.prod(shape) * SIZES[dtype]
+        spool = self.files[name]
+        spool.seek(0)
+        if name not in self.ragged:
+            shutil.copyfileobj(spool, file)
+            return
+        for length in self.lengths:
+            file.write(spool.read(length * row))
+            file.seek((longest - length) * row, os.SEEK_CUR)
