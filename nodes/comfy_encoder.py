@@ -219,7 +219,8 @@ def _layers(model, layer_idx) -> str:
 
 
 def _half(tensor: Tensor) -> Tensor:
-    if hasattr(tensor, "dequantize") and not type(tensor) in (torch.Tensor, torch.nn.Parameter):
+    # Quantized weights are subclasses; a plain tensor's own dequantize is for another purpose.
+    if hasattr(tensor, "dequantize") and type(tensor) not in (torch.Tensor, torch.nn.Parameter):
         tensor = tensor.dequantize()
     return tensor.detach().reshape(-1)[:: max(1, tensor.numel() // 4096)].to(torch.float16)
 

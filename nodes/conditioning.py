@@ -34,7 +34,7 @@ NO_TEXT = frozenset(
     context_latents audio_embed audio_feature audio_inject_scale ref_audio reference_audio_timbre_latents
     reference_strength attention_mask_img_shape image_only_indicator seconds_start seconds_total lq_latent grid_mask
     lyrics_strength patch_size trellis2_shape_slat trellis2_coords trellis2_coord_counts
-    """.split()
+    """.split()  # noqa: SIM905, a list of names in words reads best
 )
 """Keys of ComfyUI's own nodes whose tensors hold pictures, latents, sound, masks or numbers."""
 

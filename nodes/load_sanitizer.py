@@ -105,7 +105,7 @@ class LoadSanitizer(io.ComfyNode):
         examples, seconds = choose_examples(encoder, concepts)
         minutes = examples * seconds / 60
         progress.say(f"Training one, once: encoding {examples} prompts takes about {minutes:.1f} min, then fitting.")
-        path = folders.save_path(f"auto-{type(encoder.clip.cond_stage_model).__name__.strip('_')}-"
-                                 f"{encoder.fingerprint.weights[:8]}")
+        name = encoder.architecture.split(",")[0]
+        path = folders.save_path(f"auto-{name}-{encoder.fingerprint.weights[:8]}")
         train(encoder, concepts, path, examples=examples, steps=None, seed=0, progress=progress)
         return path

@@ -7,7 +7,6 @@ import comfy.model_management
 import comfy.ops
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
-from torch import Tensor
 
 from ..sanitizer import artifact
 from ..sanitizer.encoders.base import Fingerprint

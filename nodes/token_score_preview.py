@@ -11,7 +11,7 @@ from ..sanitizer.model import THRESHOLD, Sanitized
 from .conditioning import RECORD, Part, parts
 from .loaded import LoadedSanitizer, SanitizerSocket
 from .messages import CATEGORY, readable, ui
-from .tokens import has_text, rebuild, row_tokens, spans
+from .tokens import has_text, rebuild, row_tokens, spans, without_weights
 
 SHOWN = 8
 """Prompts of a conditioning with many entries that are shown; all of them are scored."""
@@ -141,6 +141,7 @@ def _words(entry: list, part: Part, clip, text: str | None) -> tuple[str, list[s
     if clip is not None:
         tokens = row_tokens(clip, clip.tokenize(text), rows)
         if has_text(tokens):
+            text = without_weights(text)
             return text, tokens, spans(text, tokens)
     sent = entry[1].get(RECORD, {}).get("tokens", [])
     if sent and len(sent) <= rows:
@@ -165,6 +166,7 @@ def _rounded(scores: dict[str, float]) -> dict[str, float]:
 
 def _picture(prompts: list[_Prompt]) -> torch.Tensor:
     """(1, H, W, 3) float32 in [0, 1], ComfyUI's IMAGE."""
-    image = heatmap.render_image([(prompt.words, prompt.fired, prompt.prompt_scores) for prompt in prompts])
+    shown = [(prompt.words, prompt.fired, prompt.prompt_scores) for prompt in prompts]
+    image = heatmap.render_image(shown, concepts=prompts[0].erasable if prompts else None)
     pixels = torch.frombuffer(bytearray(image.convert("RGB").tobytes()), dtype=torch.uint8)
     return (pixels.reshape(1, image.height, image.width, 3).float() / 255).clone()

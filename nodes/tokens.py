@@ -1,11 +1,13 @@
 """Which token stands behind which row of a conditioning, and which characters of the prompt behind the token.
 
 ComfyUI's tokenizers give `{key: [[(id or embedding, weight), …] per chunk]}`. The rows follow from it: CLIP-L and
-CLIP-G share theirs, T5 appends its own (SD3) or takes CLIP's place (Flux), language models cut a template off the front.
+CLIP-G share theirs, T5 appends its own (SD3) or takes CLIP's place (Flux), language models cut a template off the
+front.
 """
 
 import re
 import unicodedata
+from contextlib import suppress
 from itertools import accumulate
 
 EMBEDDING = "[embedding]"
@@ -89,11 +91,15 @@ def surface(token: str) -> tuple[str, bool, bool]:
     if token.startswith("▁"):
         return text.replace("▁", " ").strip(), begins, ends
     if all(char in BYTES for char in text):
-        try:
+        # Fails for a piece of a character, and where a tokenizer writes characters as they are.
+        with suppress(UnicodeDecodeError):
             text = bytes(BYTES[char] for char in text).decode("utf-8")
-        except UnicodeDecodeError:
-            pass  # a piece of a character, or a tokenizer that writes characters as they are
     return text.removeprefix("##").strip(), begins, ends
+
+
+def without_weights(prompt: str) -> str:
+    """The prompt without the marks of `(word:1.3)`, which are no words of it, and with escaped brackets as brackets."""
+    return re.sub(r"\\([()])", r"\1", WEIGHT.sub("", prompt))
 
 
 def spans(prompt: str, tokens: list[str]) -> list[tuple[int, int]]:

@@ -34,6 +34,8 @@ def comfy_modules():
         # ComfyUI reads its options from the command line: no GPU, and none of pytest's own.
         kept, sys.argv = sys.argv, [sys.argv[0], "--cpu"]
         _import("comfy.options").enable_args_parsing()
+        # As in main.py: before nodes.py puts comfy/ with its own utils.py on the path.
+        _import("utils.extra_config")
         _import("comfy.model_management")
         sys.argv = kept
     return SimpleNamespace(real=bool(COMFYUI_PATH), folder_paths=_import("folder_paths"))
@@ -85,7 +87,8 @@ def make_sanitizer(pack):
 
     def make(width=8, pooled=4, logit=4.0, concepts=("nudity", "violence"), fingerprint=None):
         specs = tuple(model.ConceptSpec(name) for name in concepts)
-        config = model.SanitizerConfig(concepts=specs, width=width, pooled_width=pooled, rank=4, pooled_rank=min(pooled, 2))
+        ranks = {"rank": 4, "pooled_rank": min(pooled, 2)}
+        config = model.SanitizerConfig(concepts=specs, width=width, pooled_width=pooled, **ranks)
         torch.manual_seed(0)
         sanitizer = model.EmbeddingSanitizer(config)
         with torch.no_grad():

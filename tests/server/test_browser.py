@@ -1,0 +1,130 @@
+"""The front end in headless Chromium, in both renderers: load a workflow, run it, see words and slider."""
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+sync_api = pytest.importorskip("playwright.sync_api")
+CHROMIUM = Path("/usr/bin/chromium")
+pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason="no /usr/bin/chromium")
+
+WORKFLOWS = sorted((Path(__file__).resolve().parents[2] / "workflows").glob("*.json"))
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+RUN_SECONDS = 600
+
+PREPARE = """async (vue) => {
+  const settings = app.extensionManager.setting;
+  await settings.set("Comfy.TutorialCompleted", true);
+  await settings.set("Comfy.VueNodes.Enabled", vue);
+}"""
+SMALL = """() => {
+  const small = {width: 64, height: 64, steps: 2, examples: 128};
+  for (const node of app.graph._nodes ?? app.graph.nodes) {
+    for (const widget of node.widgets ?? []) if (widget.name in small) widget.value = small[widget.name];
+    if (node.type === "ESTrainSanitizer") node.widgets.find((w) => w.name === "steps").value = 40;
+  }
+}"""
+RUN = """async () => {
+  window.outcome = null;
+  app.api.addEventListener("execution_success", () => (window.outcome = "success"));
+  app.api.addEventListener("execution_error", (event) => (window.outcome = event.detail.exception_message));
+  await app.queuePrompt(0);
+}"""
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_api.sync_playwright() as playwright:
+        launched = playwright.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS)
+        yield launched
+        launched.close()
+
+
+@pytest.fixture(params=["classic", "vue"])
+def page(request, browser, server, trained):
+    opened = browser.new_page(viewport={"width": 1900, "height": 1050})
+    opened.goto(server.url)
+    opened.wait_for_function("window.app?.graph && window.app.extensionManager", timeout=120_000)
+    if request.param == "vue" and opened.evaluate("typeof LiteGraph.vueNodesMode") == "undefined":
+        pytest.skip("this front end has no Vue renderer")
+    opened.evaluate(PREPARE, request.param == "vue")
+    opened.renderer = request.param
+    yield opened
+    opened.close()
+
+
+def load(page, workflow: Path) -> None:
+    page.evaluate("(graph) => app.loadGraphData(graph)", json.loads(workflow.read_text(encoding="utf-8")))
+    page.wait_for_function("document.querySelectorAll('.es-panel').length > 0", timeout=30_000)
+
+
+def run(page) -> None:
+    page.evaluate(RUN)
+    until = time.monotonic() + RUN_SECONDS
+    while page.evaluate("window.outcome") is None:
+        assert time.monotonic() < until, "the workflow did not finish"
+        time.sleep(0.2)
+    assert page.evaluate("window.outcome") == "success"
+
+
+@pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.stem)
+def test_workflow_loads_runs_and_shows_the_words(page, workflow):
+    load(page, workflow)
+    missing = page.evaluate(
+        "(app.graph._nodes ?? app.graph.nodes).filter((n) => n.has_errors || !n.constructor.nodeData"
+        " && n.type !== 'MarkdownNote').map((n) => n.type)"
+    )
+    assert missing == []
+    page.evaluate(SMALL)
+    run(page)
+    page.wait_for_selector(".es-word", timeout=30_000)
+    words = page.evaluate("[...document.querySelectorAll('.es-word')].map((w) => [w.textContent, w.title])")
+    assert len(words) > 3
+    text, title = words[0]
+    assert title.startswith(text)
+    assert any(char.isdigit() for char in title), "the numbers on hover"
+    assert "threshold 0.50" in page.inner_text(".es-scale")
+    assert page.locator(".es-panel").count() >= 2
+    # Every panel has been filled: no "Run to …" is left.
+    for panel in page.evaluate("[...document.querySelectorAll('.es-panel')].map((p) => p.textContent)"):
+        assert not panel.startswith("Run to"), panel
+
+
+def test_slider_moves_the_picture_back(page, server):
+    load(page, WORKFLOWS[0])
+    page.evaluate(SMALL)
+    run(page)
+    changed = page.locator(".es-changed").count()
+    page.evaluate("""() => {
+      const node = (app.graph._nodes ?? app.graph.nodes).find((n) => n.type === "ESSanitizeConditioning");
+      const slider = node.widgets.find((w) => w.name === "strength");
+      slider.value = 0;
+      slider.callback?.(0);
+    }""")
+    run(page)
+    time.sleep(1)
+    assert changed == 1
+    assert page.locator(".es-changed").count() == 0
+
+
+def test_prompt_text_is_never_markup(page):
+    load(page, WORKFLOWS[0])
+    page.evaluate(SMALL)
+    page.evaluate("""() => {
+      const node = (app.graph._nodes ?? app.graph.nodes).find((n) => n.type === "PrimitiveStringMultiline");
+      node.widgets[0].value = "<img src=x onerror=window.broken=1> nude <b>boat</b>";
+    }""")
+    run(page)
+    page.wait_for_selector(".es-word")
+    assert page.evaluate("document.querySelectorAll('.es-panel img, .es-panel b:not(.es-scale b)').length") == 0
+    assert page.evaluate("window.broken") is None

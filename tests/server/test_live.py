@@ -1,0 +1,122 @@
+"""The pack in a running ComfyUI: pictures, workflows, errors, interrupting."""
+
+import time
+from pathlib import Path
+
+import pytest
+
+WORKFLOWS = sorted((Path(__file__).resolve().parents[2] / "workflows").glob("*.json"))
+CHECKPOINT = "v1-5-pruned-emaonly-fp16.safetensors"
+
+HARMLESS = "a red boat on a quiet lake, oil painting"
+UNSAFE = "an oil painting of a nude woman"
+
+
+def graph(text, sanitizer="auto", **middle):
+    """Checkpoint -> encode -> (nodes of `middle`) -> sample -> picture. "10" ends the positive branch."""
+    nodes = {
+        "1": ("CheckpointLoaderSimple", {"ckpt_name": CHECKPOINT}),
+        "2": ("CLIPTextEncode", {"clip": ["1", 1], "text": text}),
+        "3": ("CLIPTextEncode", {"clip": ["1", 1], "text": "blurry"}),
+        "4": ("EmptyLatentImage", {"width": 64, "height": 64, "batch_size": 1}),
+        "5": (
+            "KSampler",
+            {
+                "model": ["1", 0], "positive": ["2", 0], "negative": ["3", 0], "latent_image": ["4", 0], "seed": 5,
+                "steps": 2, "cfg": 7.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0,
+            },
+        ),
+        "6": ("VAEDecode", {"samples": ["5", 0], "vae": ["1", 2]}),
+        "7": ("PreviewImage", {"images": ["6", 0]}),
+        "9": ("ESLoadSanitizer", {"sanitizer_name": sanitizer, "clip": ["1", 1], "concepts": "all"}),
+    }  # fmt: skip
+    if "conditioning" in middle:
+        inputs = {"conditioning": ["2", 0], "sanitizer": ["9", 0], "strength": 1.0, "threshold": 0.5}
+        nodes["10"] = ("ESSanitizeConditioning", inputs | middle["conditioning"])
+        nodes["5"][1]["positive"] = ["10", 0]
+    if "clip" in middle:
+        inputs = {"clip": ["1", 1], "sanitizer": ["9", 0], "strength": 1.0, "threshold": 0.5}
+        nodes["10"] = ("ESSanitizeCLIP", inputs | middle["clip"])
+        nodes["2"][1]["clip"] = ["10", 0]
+    return {key: {"class_type": kind, "inputs": inputs} for key, (kind, inputs) in nodes.items()}
+
+
+def picture(server, prompt):
+    return server.pixels(server.run(prompt), "7")
+
+
+@pytest.mark.parametrize(("text", "strength"), [(HARMLESS, 1.0), (UNSAFE, 0.0)])
+def test_harmless_prompt_and_strength_0_give_the_same_picture(server, trained, text, strength):
+    plain = picture(server, graph(text))
+    for way in ("conditioning", "clip"):
+        assert (picture(server, graph(text, **{way: {"strength": strength}})) == plain).all(), way
+
+
+def test_unsafe_prompt_changes_the_picture_alike_by_both_nodes(server, trained):
+    plain = picture(server, graph(UNSAFE))
+    outputs = server.run(graph(UNSAFE, conditioning={}))
+    by_conditioning = server.pixels(outputs, "7")
+    assert (by_conditioning != plain).any()
+    assert (picture(server, graph(UNSAFE, clip={})) == by_conditioning).all()
+    [status] = outputs["10"]["embedding_sanitizer"]
+    assert status["state"] == "changed"
+    assert "nudity" in status["text"]
+    assert (picture(server, graph(UNSAFE, conditioning={"strength": 0.5})) != by_conditioning).any()
+
+
+def test_sanitize_clip_survives_clip_skip(server, trained):
+    prompt = graph(UNSAFE, clip={})
+    prompt["11"] = {"class_type": "CLIPSetLastLayer", "inputs": {"clip": ["10", 0], "stop_at_clip_layer": -1}}
+    prompt["2"]["inputs"]["clip"] = ["11", 0]
+    assert (picture(server, prompt) == picture(server, graph(UNSAFE, clip={}))).all()
+
+
+@pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.stem)
+def test_every_workflow_runs(server, trained, workflow):
+    prompt = server.to_prompt(workflow)
+    outputs = server.run(prompt)
+    pictures = [output["images"] for output in outputs.values() if "images" in output]
+    assert pictures
+    kinds = {
+        prompt[node]["class_type"]: message["kind"]
+        for node, output in outputs.items()
+        for message in output.get("embedding_sanitizer", [])
+    }
+    assert kinds["ESTokenScorePreview"] == "words"
+
+
+def test_words_at_fault(server, trained):
+    prompt = graph(UNSAFE)
+    inputs = {"sanitizer": ["9", 0], "conditioning": ["2", 0], "clip": ["1", 1], "text": UNSAFE}
+    prompt["12"] = {"class_type": "ESTokenScorePreview", "inputs": inputs}
+    [message] = server.run(prompt)["12"]["embedding_sanitizer"]
+    [shown] = message["prompts"]
+    assert shown["flagged"]
+    assert "nudity" in shown["fired"]
+    scores = {word["text"]: word["scores"]["nudity"] for word in shown["words"]}
+    assert max(scores, key=scores.get) == "nude"
+
+
+def test_auto_without_clip_says_what_to_do(server):
+    prompt = graph(UNSAFE, conditioning={})
+    del prompt["9"]["inputs"]["clip"]
+    assert "Connect the CLIP" in server.error(prompt)
+
+
+def test_interrupted_training_leaves_nothing(server):
+    prompt = {key: node for key, node in graph(UNSAFE).items() if key == "1"}
+    prompt["2"] = {
+        "class_type": "ESTrainSanitizer",
+        "inputs": {
+            "clip": ["1", 1], "concepts": "nudity", "custom_concept": "", "name": "interrupted", "examples": 5000,
+            "steps": 2000, "seed": 0, "retrain": False,
+        },
+    }  # fmt: skip
+    started = server.start(prompt)
+    time.sleep(8)
+    server.get("/interrupt", {})
+    began = time.monotonic()
+    entry = server.wait(started)
+    assert time.monotonic() - began < 30
+    assert "execution_interrupted" in [name for name, _ in entry["status"]["messages"]]
+    assert not list(server.sanitizers.glob("*interrupted*"))
