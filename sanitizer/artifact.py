@@ -36,7 +36,9 @@ def save(sanitizer: EmbeddingSanitizer, path: str | Path) -> None:
         raise SanitizerError(f"{path}: expected a name that ends in .safetensors.")
     missing = [key for key in REQUIRED if key != "config" and key not in sanitizer.info]
     if missing:
-        raise SanitizerError(f"{path}: not saved, the sanitizer's info lacks {', '.join(missing)}. Train it with fit().")
+        raise SanitizerError(
+            f"{path}: not saved, the sanitizer's info lacks {', '.join(missing)}. Train it with fit()."
+        )
     header = {key: value for key, value in sanitizer.info.items() if key in REQUIRED}
     header |= {"config": sanitizer.config.to_dict()}
     tensors = {name: value.detach().cpu().contiguous() for name, value in sanitizer.state_dict().items()}

@@ -198,7 +198,7 @@ def _guess_kinds(target: str) -> tuple[str, ...]:
 
 def _split_pair(file: _File, line: object) -> tuple[str, str]:
     if not isinstance(line, str) or line.count(ARROW) != 1:
-        raise file.fail(str(line), f"expected \"target -> anchor\", found {line!r}.")
+        raise file.fail(str(line), f'expected "target -> anchor", found {line!r}.')
     target, anchor = line.split(ARROW)
     return _check_phrase(file, target), _check_phrase(file, anchor)
 

@@ -93,15 +93,21 @@ def kept_rows(tokens: Sequence[str], mask: Sequence[bool]) -> tuple[list[int], l
             rest = [i for i in range(at + 1, end) if mask[i]]
             chosen = [i for i in rest if (len(tokens) - 1 - i) % step == 0] or rest[-1:]
             run = ([at] if mask[at] else []) + chosen
-            weights += ([1.0] if mask[at] else []) + [len(rest) / len(chosen)] * len(chosen) if chosen else [1.0] * len(run)
+            weights += (
+                ([1.0] if mask[at] else []) + [len(rest) / len(chosen)] * len(chosen) if chosen else [1.0] * len(run)
+            )
         places += run
         at = end
     return places, weights
 
 
 def encode_all(
-    encoder: TextEncoder, prompts: Sequence[str], progress: Progress, normaliser: Normaliser | None = None,
-    memory: int = MEMORY, stage: str = "encode",
+    encoder: TextEncoder,
+    prompts: Sequence[str],
+    progress: Progress,
+    normaliser: Normaliser | None = None,
+    memory: int = MEMORY,
+    stage: str = "encode",
 ) -> Encodings:
     """Encode the prompts in batches and keep what training needs of them.
 
@@ -120,8 +126,9 @@ def encode_all(
             if normaliser is None:
                 # Statistics want variety: an extra batch from all over the first span.
                 sample = part[:: max(1, len(part) // (4 * BATCH))][: 4 * BATCH]
-                normaliser = measure([encoder.encode([prompts[i] for i in sample[s : s + BATCH]])
-                                      for s in range(0, len(sample), BATCH)])
+                normaliser = measure(
+                    [encoder.encode([prompts[i] for i in sample[s : s + BATCH]]) for s in range(0, len(sample), BATCH)]
+                )
             for i, item in zip(index, _keep(encoding, normaliser), strict=True):
                 found[i] = item
             progress(stage, min(first + at + len(index), len(prompts)), len(prompts), {})

@@ -13,19 +13,19 @@ Shapes in this file: B prompts, L rows, D channels, P pooled channels, K concept
 
 import math
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from .config import ConceptSpec, SanitizerConfig
 from .encoders.base import Fingerprint
 from .errors import SanitizerError
-from .networks import HEADS, EraseNet, ScoreNet
+from .networks import EraseNet, ScoreNet
 
 THRESHOLD = 0.5
 """The calibrated operating point of every concept: the calibration puts it at this score."""
-GATE_FLOOR = 0.5
+GATE_FLOOR = 0.8
 """The gate at the threshold itself; a flagged prompt is never changed by less than this share of the strength."""
 GATE_FULL = 2.0
 """Logits above the threshold at which the gate is fully open."""
@@ -33,73 +33,9 @@ MAX_STRENGTH = 2.0
 CLIP = 12.0
 """Normalised channels are clipped here, standard deviations, before the networks read them."""
 CONSTANT_TOLERANCE = 0.02
-MAX_CONCEPTS = 64
-MAX_SIZE = 32_768
+"""Share of its norm by which a row may differ from a constant one, as it does in half precision."""
 
-
-@dataclass(frozen=True)
-class ConceptSpec:
-    """What the model must know of a concept."""
-
-    name: str
-    context: bool = False
-    """A context concept is scored, never erased."""
-    lowers: dict[str, float] = field(default_factory=dict)
-    """Concept -> logits by which this one's presence lowers that one's threshold."""
-
-
-@dataclass(frozen=True)
-class SanitizerConfig:
-    """Sizes of a sanitizer; with the tensors it is all that a file needs to rebuild one."""
-
-    concepts: tuple[ConceptSpec, ...]
-    width: int
-    """Channels D of a row."""
-    pooled_width: int = 0
-    """Channels P of the pooled vector, 0 for none."""
-    window: int = 512
-    """Longest run of rows that the networks see at once; longer inputs are split. For an encoder with a fixed number
-    of rows (CLIP: 77) it is that number, so that joined chunks are seen one by one, as in training."""
-    constant_rows: int = 0
-    """Rows, such as BOS in a causal encoder, that are the same for every prompt: carried along, never written."""
-    score_width: int = 96
-    erase_width: int = 128
-    erase_blocks: int = 2
-    rank: int = 128
-    """Dimensions of the subspace that the erase net writes."""
-    pooled_rank: int = 0
-
-    def to_dict(self) -> dict:
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict) -> "SanitizerConfig":
-        values = dict(values)
-        concepts = tuple(ConceptSpec(**spec) for spec in values.pop("concepts"))
-        return cls(concepts=concepts, **values)
-
-    def check(self) -> None:
-        """Raises ValueError for sizes that no training gives: they come from a forged or damaged header."""
-        names = [spec.name for spec in self.concepts]
-        if not names or len(set(names)) != len(names) or len(names) > MAX_CONCEPTS:
-            raise ValueError(f"expected 1 to {MAX_CONCEPTS} different concepts, found {names}")
-        limits = {
-            "width": (1, MAX_SIZE),
-            "pooled_width": (0, MAX_SIZE),
-            "window": (1, MAX_SIZE),
-            "constant_rows": (0, MAX_SIZE),
-            "score_width": (HEADS, MAX_SIZE),
-            "erase_width": (HEADS, MAX_SIZE),
-            "erase_blocks": (0, 16),
-            "rank": (1, self.width),
-            "pooled_rank": (0, self.pooled_width),
-        }
-        for name, (low, high) in limits.items():
-            value = getattr(self, name)
-            if type(value) is not int or not low <= value <= high:
-                raise ValueError(f"{name}: expected a whole number from {low} to {high}, found {value!r}")
-        if self.score_width % HEADS or self.erase_width % HEADS:
-            raise ValueError(f"expected widths divisible by {HEADS}")
+__all__ = ["THRESHOLD", "ConceptSpec", "EmbeddingSanitizer", "Sanitized", "SanitizerConfig", "Scores", "normalise"]
 
 
 class Scores(NamedTuple):
@@ -208,8 +144,8 @@ class EmbeddingSanitizer(nn.Module):
             raise SanitizerError(f"Strength: expected a number from 0 to {MAX_STRENGTH:g}, found {strength}.")
         if threshold is not None and not 0 <= threshold <= 1:
             raise SanitizerError(f"Threshold: expected a number from 0 to 1, found {threshold}.")
-        batch, length = rows.shape[:2]
         x, weight, vector = self._prepare(rows, mask, pooled)
+        batch, length = rows.shape[:2]
         scores = self._scores(x, weight, vector, batch, length)
         gate, fired = self._gate(scores.prompt, chosen, THRESHOLD if threshold is None else threshold)
         flagged = fired.any(dim=1)
@@ -289,7 +225,7 @@ class EmbeddingSanitizer(nn.Module):
 
     def _check(self, rows: Tensor, mask: Tensor | None, pooled: Tensor | None) -> None:
         floats = (torch.float32, torch.float16, torch.bfloat16)
-        if rows.ndim != 3 or rows.shape[2] != self.width:
+        if rows.ndim != 3 or rows.shape[2] != self.width or not rows.shape[0] or not rows.shape[1]:
             raise SanitizerError(
                 f"Embedding: expected (prompts, rows, {self.width}), found {tuple(rows.shape)}. "
                 "This sanitizer was trained on another text encoder; train or load one for this encoder."

@@ -1,20 +1,22 @@
 """Concepts and templates -> training prompts, in an order of which any prefix is a fair sample.
 
-A unit is one phrase in one frame: the target prompt, the same prompt with the canonical anchor (what the erase net
-learns to write), often the same with the pair's own anchor, and with it hard negatives in the frames of the same kind
-and benign prompts. The phrases of all concepts take turns, so that a budget smaller than a full round still spreads
+A unit is one phrase in one frame: the target prompt, the same prompt with a safe anchor in the phrase's place (what
+the erase net learns to write, and a negative for the score net), and with them hard negatives in the frames of the
+same kind and benign prompts. The phrases of all concepts take turns, so that a budget smaller than a full round still spreads
 over all of them, and one of a full round or more holds every phrase.
 """
 
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .concepts import Concept, Pair
 from .obfuscation import obfuscate
 from .templates import Templates, insert
 
-OWN_ANCHOR = 0.5
+CANONICAL = 0.25
+"""Share of units with the group's canonical anchor in place of the pair's own. Own anchors teach the erase net the mean
+of what a safe counterpart may be, which is nearer to any one of them; canonical ones are what it can predict."""
 HARD_NEGATIVES = 0.7
 BENIGN = 1.1
 OBFUSCATED = 0.2
@@ -25,7 +27,7 @@ DOUBLE = 0.05
 """Share of units that hold phrases of two concepts."""
 SALAD = 0.08
 """Share of units and of benign prompts that are words in no order with fragments between, as optimised prompts are."""
-FULL_ROUNDS = 3
+FULL_ROUNDS = 2
 FEWEST = 9000
 
 
@@ -37,7 +39,7 @@ class Prompt:
     unknown: tuple[str, ...] = ()
     """Concepts that it may or may not hold: neither a positive nor a negative."""
     anchor: int | None = None
-    """Place of its canonical anchor prompt in the list, None for a prompt that is harmless."""
+    """Place of its safe anchor prompt in the list, None for a prompt that is harmless."""
 
 
 class PromptGenerator:
@@ -116,41 +118,40 @@ class PromptGenerator:
         words.insert(rng.randrange(len(words) + 1), phrase)
         return " ".join(words)
 
-    def unit(self, concept: Concept, pair: Pair) -> tuple[Prompt, str, str]:
-        """Target prompt (its anchor not yet placed), canonical anchor prompt, own anchor prompt."""
+    def unit(self, concept: Concept, pair: Pair) -> tuple[Prompt, str]:
+        """Target prompt (its anchor not yet placed) and anchor prompt. Held-out ones have the pair's own anchor."""
         rng = self.rng
         frame = self.filled_frame(pair.kind)
-        names, target, canonical = (concept.name,), pair.target, pair.canonical
-        if not self.held_out:
-            if rng.random() < OBFUSCATED:
-                target = obfuscate(target, rng)
-            if concept.context:
-                pass  # Never joined with anything of another concept.
-            elif rng.random() < SALAD:
-                frame = self.salad("{phrase}")
-            elif rng.random() < DOUBLE:
-                second, other = rng.choice(self.pairs)
-                if not second.context:
-                    names = tuple(dict.fromkeys((concept.name, second.name)))
-                    target, canonical = f"{target}, {other.target}", f"{canonical}, {other.canonical}"
-            else:
-                frame = self.in_context(frame)
-        unknown = tuple(dict.fromkeys(u for n in names for u in self.unknown[n] if u not in names))
-        return (
-            Prompt(insert(frame, target), names, unknown),
-            insert(frame, canonical),
-            insert(frame, pair.anchor),
-        )
+        names, target = (concept.name,), pair.target
+        if self.held_out:
+            return self._prompt(insert(frame, target), names), insert(frame, pair.anchor)
+        canonical = rng.random() < CANONICAL
+        anchor = pair.canonical if canonical else pair.anchor
+        if rng.random() < OBFUSCATED:
+            target = obfuscate(target, rng)
+        if concept.context:
+            pass  # Never joined with anything of another concept.
+        elif rng.random() < SALAD:
+            frame = self.salad("{phrase}")
+        elif rng.random() < DOUBLE:
+            second, other = rng.choice(self.pairs)
+            if not second.context:
+                names = tuple(dict.fromkeys((concept.name, second.name)))
+                target, anchor = f"{target}, {other.target}", f"{anchor}, {other.anchor}"
+        else:
+            frame = self.in_context(frame)
+        return self._prompt(insert(frame, target), names), insert(frame, anchor)
+
+    def _prompt(self, text: str, names: tuple[str, ...]) -> Prompt:
+        return Prompt(text, names, tuple(dict.fromkeys(u for n in names for u in self.unknown[n] if u not in names)))
 
     def rounds(self) -> Iterator[list[Prompt]]:
         """Units without end, each a list of prompts in which `anchor` counts from the unit's beginning."""
         rng = self.rng
         while True:
             for concept, pair in _take_turns(self.pairs, rng):
-                target, canonical, own = self.unit(concept, pair)
-                unit = [Prompt(target.text, target.concepts, target.unknown, anchor=1), Prompt(canonical)]
-                if rng.random() < OWN_ANCHOR and pair.anchor != pair.canonical:
-                    unit.append(Prompt(own))
+                target, anchor = self.unit(concept, pair)
+                unit = [replace(target, anchor=1), Prompt(anchor)]
                 if self.hard and rng.random() < HARD_NEGATIVES:
                     unit.append(Prompt(self.hard_negative()))
                 unit += [Prompt(self.benign()) for _ in range(1 + (rng.random() < BENIGN - 1))]
@@ -160,7 +161,7 @@ class PromptGenerator:
 def full_size(concepts: Sequence[Concept]) -> int:
     """Number of prompts of a full training set."""
     phrases = sum(not pair.held_out for concept in concepts for pair in concept.pairs)
-    return max(FEWEST, round(FULL_ROUNDS * phrases * (2 + OWN_ANCHOR + HARD_NEGATIVES + BENIGN)))
+    return max(FEWEST, round(FULL_ROUNDS * phrases * (2 + HARD_NEGATIVES + BENIGN)))
 
 
 def training_prompts(concepts: Sequence[Concept], templates: Templates, count: int, seed: int) -> list[Prompt]:
@@ -170,9 +171,7 @@ def training_prompts(concepts: Sequence[Concept], templates: Templates, count: i
         if len(prompts) + len(unit) > count:
             return prompts
         start = len(prompts)
-        prompts += [
-            Prompt(p.text, p.concepts, p.unknown, None if p.anchor is None else start + p.anchor) for p in unit
-        ]
+        prompts += [p if p.anchor is None else replace(p, anchor=start + p.anchor) for p in unit]
     return prompts
 
 

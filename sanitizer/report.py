@@ -141,7 +141,7 @@ def make_report(
         # The concept file's order goes by topic: a part of it must be drawn, not cut off.
         Random(seed).shuffle(pairs)
         drawn = [generator.unit(concept, pair) for pair in pairs[: max(8, round(MOST_PER_CONCEPT * share))]]
-        units[concept.name] = [(target.text, own) for target, _, own in drawn]
+        units[concept.name] = [(target.text, safe) for target, safe in drawn]
     texts = benign + look_alikes + [text for pairs in units.values() for pair in pairs for text in pair]
     measured = _measure(sanitizer, encoder, texts, progress)
     harmless = slice(0, len(benign))

@@ -1,0 +1,65 @@
+"""Training of the score net: token and prompt labels, and a plain logistic regression beside them."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .encodings import Encodings, Progress
+from .labels import Labels, token_labels
+from .model import EmbeddingSanitizer
+from .networks import summary
+from .optimisation import Settings, noisy, optimise, weighted_mean
+from .probes import minimise_logistic
+
+
+def train_scores(
+    sanitizer: EmbeddingSanitizer, encodings: Encodings, labels: Labels, settings: Settings, progress: Progress
+) -> None:
+    """Binary cross-entropy of token and prompt logits, where the labels are known."""
+    net, device = sanitizer.score_net, sanitizer.mean.device
+    unsafe = labels.prompt.sum(dim=1) > 0
+    groups = [group for group in (unsafe.nonzero().squeeze(1), (~unsafe).nonzero().squeeze(1)) if len(group)]
+
+    def loss_of() -> Tensor:
+        # Unsafe and harmless prompts in equal parts, though most of the set is harmless.
+        index = torch.cat([g[torch.randint(len(g), (settings.batch // len(groups),))] for g in groups])
+        x, weight, pooled = encodings.batch(index.tolist(), device)
+        x = F.dropout(noisy(x, settings.noise), settings.dropout)
+        pooled = None if pooled is None else F.dropout(noisy(pooled, settings.noise), settings.dropout)
+        tokens, prompt = net(x, weight, pooled)
+        target, known = labels.prompt[index].to(device), labels.known[index].to(device)
+        prompt_loss = weighted_mean(F.binary_cross_entropy_with_logits(prompt, target, reduction="none"), known)
+        phrase = token_labels(encodings, labels, index, x.shape[1]).to(device)
+        token_known = (weight > 0)[..., None] * (known * labels.token_known[index, None].to(device))[:, None]
+        token_target = phrase[..., None] * target[:, None]
+        token_loss = F.binary_cross_entropy_with_logits(tokens, token_target, reduction="none")
+        return prompt_loss + settings.token_weight * weighted_mean(token_loss, token_known)
+
+    optimise(
+        [*net.trunk.parameters(), *net.token_head.parameters(), *net.prompt_head.parameters()],
+        settings.score_steps,
+        settings,
+        loss_of,
+        "score net",
+        progress,
+    )
+    train_probe(sanitizer, encodings, labels, settings)
+
+
+def train_probe(sanitizer: EmbeddingSanitizer, encodings: Encodings, labels: Labels, settings: Settings) -> None:
+    """Plain logistic regression on the summaries, to convergence."""
+    device = sanitizer.mean.device
+    weight, bias = minimise_logistic(
+        summaries(encodings, device), labels.prompt.to(device), labels.known.to(device), settings.probe_decay
+    )
+    with torch.no_grad():
+        sanitizer.score_net.probe.weight.copy_(weight)
+        sanitizer.score_net.probe.bias.copy_(bias)
+
+
+def summaries(encodings: Encodings, device="cpu") -> Tensor:
+    """(N, 2 D + P)."""
+    parts = []
+    for first in range(0, len(encodings), 512):
+        parts.append(summary(*encodings.batch(range(first, min(first + 512, len(encodings))), device)))
+    return torch.cat(parts)

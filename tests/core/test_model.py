@@ -1,0 +1,213 @@
+"""What the sanitizer promises of its output: equalities, bounds, and that it works, with a positive control."""
+
+import pytest
+import torch
+
+from sanitizer.errors import SanitizerError
+from sanitizer.networks import summary
+from sanitizer.probes import Probe
+
+UNSAFE = ["a photo of a crimson woman", "scarlet man at a desk", "ruby person", "a portrait of a vermilion woman reading"]
+HARMLESS = ["a photo of a woman", "a man at a desk in the garden", "two dogs", "", "a portrait of an old man reading"]
+
+
+def run(trained, prompts, **kwargs):
+    encoder, sanitizer, _ = trained
+    e = encoder.encode(prompts)
+    return e, sanitizer.sanitize(e.rows, e.mask, e.pooled, **kwargs)
+
+
+def test_unsafe_prompts_are_flagged_and_changed(trained):
+    e, out = run(trained, UNSAFE)
+    assert out.flagged.all()
+    assert out.fired.all()
+    assert (out.rows != e.rows).flatten(1).any(dim=1).all()
+    if e.pooled is not None:
+        assert (out.pooled != e.pooled).any(dim=1).all()
+
+
+def test_harmless_prompts_are_bit_identical(trained):
+    e, out = run(trained, HARMLESS)
+    assert not out.flagged.any()
+    assert torch.equal(out.rows, e.rows)
+    assert e.pooled is None or torch.equal(out.pooled, e.pooled)
+    assert not out.changed.any()
+
+
+def test_a_harmless_prompt_stays_identical_beside_an_unsafe_one(trained):
+    e, out = run(trained, [HARMLESS[0], UNSAFE[0], HARMLESS[1]])
+    assert out.flagged.tolist() == [False, True, False]
+    assert torch.equal(out.rows[[0, 2]], e.rows[[0, 2]])
+
+
+def test_strength_zero_is_the_identity_but_still_scores(trained):
+    e, out = run(trained, UNSAFE, strength=0.0)
+    assert torch.equal(out.rows, e.rows)
+    assert out.flagged.all() and not out.changed.any()
+
+
+def test_masked_rows_and_the_constant_start_row_are_never_written(trained):
+    e, out = run(trained, [UNSAFE[0], "crimson"])
+    assert torch.equal(out.rows[~e.mask], e.rows[~e.mask])
+    if e.pooled is not None:
+        assert trained[1].config.constant_rows == 1
+        assert torch.equal(out.rows[:, 0], e.rows[:, 0])
+        assert out.changed[:, 1:].all(), "the end token and the padding carry the concept too"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_dtype_device_and_shape_are_those_of_the_input(trained, dtype):
+    encoder, sanitizer, _ = trained
+    e = encoder.encode(UNSAFE)
+    pooled = None if e.pooled is None else e.pooled.to(dtype)
+    out = sanitizer.sanitize(e.rows.to(dtype), e.mask, pooled)
+    exact = sanitizer.sanitize(e.rows, e.mask, e.pooled)
+    assert out.rows.dtype == dtype and out.rows.shape == e.rows.shape
+    assert pooled is None or out.pooled.dtype == dtype
+    assert out.scores.prompt.dtype == torch.float32
+    tolerance = 1e-6 if dtype == torch.float32 else 0.15
+    assert torch.allclose(out.rows.float(), exact.rows, atol=tolerance)
+
+
+def test_batches_and_padding_do_not_matter(trained):
+    encoder, sanitizer, _ = trained
+    e, together = run(trained, [*UNSAFE, *HARMLESS])
+    for index, prompt in enumerate([*UNSAFE, *HARMLESS]):
+        one, alone = run(trained, [prompt])
+        length = int(one.mask[0].sum())
+        assert torch.allclose(together.rows[index, :length], alone.rows[0, :length], atol=1e-4)
+        assert torch.allclose(together.scores.prompt[index], alone.scores.prompt[0], atol=1e-5)
+
+
+def test_the_input_is_not_changed(trained):
+    encoder, sanitizer, _ = trained
+    e = encoder.encode(UNSAFE)
+    before = e.rows.clone()
+    sanitizer.sanitize(e.rows, e.mask, e.pooled)
+    assert torch.equal(e.rows, before)
+
+
+def test_strength_acts_monotonically_on_a_probe(trained):
+    probe = concept_probe(trained)
+    means = []
+    for strength in (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0):
+        e, out = run(trained, UNSAFE, strength=strength)
+        means.append(probe(features(trained, out.rows, e.mask, out.pooled)).mean())
+    assert all(a > b for a, b in zip(means, means[1:], strict=False)), means
+
+
+def test_a_probe_finds_the_concept_before_and_not_after_and_still_finds_another(trained):
+    encoder, sanitizer, _ = trained
+    probe = concept_probe(trained)
+    e, out = run(trained, UNSAFE)
+    assert (probe(features(trained, e.rows, e.mask, e.pooled)) > 0).all(), "positive control"
+    assert (probe(features(trained, out.rows, e.mask, out.pooled)) < 0).all()
+    # Another notion in the same prompts: a man or a woman.
+    women = [f"a {c} woman {a}" for c in ("crimson", "scarlet", "ruby", "carmine") for a in ("reading", "at a desk", "")]
+    men = [text.replace("woman", "man") for text in women]
+    harmless = [text.replace("crimson", "tall").replace("scarlet", "old") for text in women + men]
+    y = torch.tensor([1.0] * len(women) + [0.0] * len(men))
+    raw = encoder.encode(harmless)
+    other = Probe.fit(features(trained, raw.rows, raw.mask, raw.pooled), y)
+    e, out = run(trained, women + men)
+    assert out.flagged.all()
+    found = (other(features(trained, out.rows, e.mask, out.pooled)) > 0) == (y > 0)
+    assert found.float().mean() > 0.9
+
+
+def test_token_scores_point_at_the_word(trained):
+    e, out = run(trained, ["a photo of a crimson woman reading"])
+    scores = out.scores.tokens[0, :, 0]
+    assert e.tokens[0][int(scores.argmax())] == "crimson"
+    assert ((out.scores.tokens >= 0) & (out.scores.tokens <= 1)).all()
+
+
+def test_long_inputs_are_seen_window_by_window(causal):
+    encoder, sanitizer, _ = causal
+    assert sanitizer.config.window == encoder.length
+    e = encoder.encode([HARMLESS[0], UNSAFE[0]])
+    joined = torch.cat([e.rows[:1], e.rows[1:]], dim=1)
+    out = sanitizer.sanitize(joined, None, e.pooled[:1])
+    single = sanitizer.sanitize(e.rows[1:], None, e.pooled[:1])
+    assert out.flagged.all()
+    assert torch.allclose(out.scores.tokens[0, encoder.length :], single.scores.tokens[0], atol=1e-5)
+    assert out.changed[0, encoder.length + 1 :].all() and not out.changed[0, encoder.length]
+
+
+def test_a_threshold_of_the_users_own(trained):
+    _, lenient = run(trained, UNSAFE, threshold=1.0)
+    _, strict = run(trained, HARMLESS, threshold=0.0)
+    assert lenient.fired.sum() <= len(UNSAFE) and strict.flagged.all()
+
+
+def test_custom_operations_are_used(trained):
+    from sanitizer.model import EmbeddingSanitizer
+
+    class Operations:
+        class Linear(torch.nn.Linear):
+            pass
+
+        class LayerNorm(torch.nn.LayerNorm):
+            pass
+
+    module = EmbeddingSanitizer(trained[1].config, operations=Operations)
+    layers = [m for m in module.modules() if isinstance(m, torch.nn.Linear | torch.nn.LayerNorm)]
+    assert layers and all(type(m) in (Operations.Linear, Operations.LayerNorm) for m in layers)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda a: a | {"rows": a["rows"][..., :-1]}, "another text encoder"),
+        (lambda a: a | {"rows": a["rows"][0]}, "expected"),
+        (lambda a: a | {"rows": a["rows"][:0]}, "expected"),
+        (lambda a: a | {"rows": a["rows"].double()}, "float32, float16 or bfloat16"),
+        (lambda a: a | {"rows": a["rows"] * float("nan")}, "NaN"),
+        (lambda a: a | {"rows": a["rows"].clone().fill_(float("inf"))}, "NaN or infinity"),
+        (lambda a: a | {"mask": a["mask"][:, 1:]}, "Mask"),
+        (lambda a: a | {"pooled": None}, "Pooled"),
+        (lambda a: a | {"pooled": a["pooled"][:, 1:]}, "Pooled"),
+        (lambda a: a | {"pooled": a["pooled"][:1]}, "Pooled"),
+        (lambda a: a | {"strength": 2.5}, "Strength"),
+        (lambda a: a | {"strength": float("nan")}, "Strength"),
+        (lambda a: a | {"threshold": -0.1}, "Threshold"),
+        (lambda a: a | {"concepts": ["blueness"]}, "redness"),
+        (lambda a: a | {"concepts": []}, "Concepts"),
+    ],
+)
+def test_what_cannot_be_sanitized_is_refused(causal, change, words):
+    encoder, sanitizer, _ = causal
+    e = encoder.encode(UNSAFE)
+    arguments = change({"rows": e.rows, "mask": e.mask, "pooled": e.pooled})
+    with pytest.raises(SanitizerError, match=words):
+        sanitizer.sanitize(**arguments)
+
+
+def test_an_unexpected_pooled_vector_is_refused(masked):
+    encoder, sanitizer, _ = masked
+    e = encoder.encode(UNSAFE)
+    with pytest.raises(SanitizerError, match="expected none"):
+        sanitizer.sanitize(e.rows, e.mask, torch.zeros(len(UNSAFE), 8))
+
+
+def test_it_works_under_inference_mode(trained):
+    with torch.inference_mode():
+        _, out = run(trained, UNSAFE)
+    assert out.flagged.all()
+
+
+def features(trained, rows, mask, pooled):
+    _, sanitizer, _ = trained
+    vector = None if pooled is None else sanitizer.normalise_pooled(pooled)
+    return summary(sanitizer.normalise(rows), mask.float() * ~sanitizer.is_constant(rows), vector)
+
+
+def concept_probe(trained):
+    """Trained on raw prompts of other words and scenes than the ones that are sanitized."""
+    encoder = trained[0]
+    scenes = ["{} woman at a window", "an old {} man", "{} couple dancing", "the {} person sleeps", "{} man with a dog"]
+    unsafe = [s.format(w) for s in scenes for w in ("cherry", "carmine", "maroon", "crimson", "scarlet", "ruby")]
+    safe = [s.format(w) for s in scenes for w in ("olive tinted", "jade tinted", "plain green", "tall", "calm", "busy")]
+    e = encoder.encode(unsafe + safe)
+    y = torch.tensor([1.0] * len(unsafe) + [0.0] * len(safe))
+    return Probe.fit(features(trained, e.rows, e.mask, e.pooled), y)
