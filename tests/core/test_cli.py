@@ -185,8 +185,8 @@ def test_sanitize(pair, sanitizer, tmp_path):
     assert "4 prompts, 4 sanitized" in err
     tensors = load_file(target)
     assert set(tensors) == {"embeddings", "sanitized", "mask", "prompt_scores", "token_scores"}
-    assert tensors["embeddings"].shape == (4, 12, 384)
-    assert tensors["mask"].sum(dim=1).tolist() == [5, 4, 2, 12]
+    assert tensors["embeddings"].shape == (4, 13, 384)
+    assert tensors["mask"].sum(dim=1).tolist() == [5, 4, 2, 13]
     assert not torch.equal(tensors["embeddings"], tensors["sanitized"])
     with safe_open(target, "pt") as file:
         header = file.metadata()
