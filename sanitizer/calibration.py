@@ -17,10 +17,12 @@ from .pairs import PromptGenerator
 from .templates import Templates
 
 MOST_BENIGN = 4000
+TAIL = 0.02
+"""Share of the harmless scores to which the tail is fitted."""
 SAMPLED = 6000
 """Training prompts that set the slope."""
 MIX = (0.4, 0.4, 0.2)
-"""Shares of the net's prompt score, its highest token score and the linear probe in the prompt score."""
+"""Shares of the net's prompt score, its highest token score and the linear probe in the prompt score, after each is divided by its spread."""
 
 
 def calibrate(
@@ -53,10 +55,8 @@ def calibrate(
     share = settings.false_alarms / erasable
     for k in range(len(concepts)):
         positive = labels.prompt[index, k] > 0
-        # Each score in units of the distance between harmless and unsafe prompts, then mixed.
-        low, high = harmless[:, :, k].mean(1), trained[:, positive, k].mean(1)
-        scale = 1 / (high - low).clamp_min(1e-3)
-        mix = scale * scale.new_tensor(MIX)
+        # Each score in units of its spread over harmless prompts, then mixed.
+        mix = harmless.new_tensor(MIX) / harmless[:, :, k].std(1).clamp_min(1e-3)
         z, z_positive = mix @ harmless[:, :, k], mix @ trained[:, positive, k]
         sanitizer.prompt_mix[:, k], sanitizer.prompt_bias[k] = _operating_point(mix, z, z_positive, share)
         slope, bias = _operating_point(torch.ones(1), harmless_tokens[:, k], trained_tokens[positive, k], share)
@@ -81,8 +81,21 @@ def _operating_point(mix: Tensor, harmless: Tensor, unsafe: Tensor, share: float
 
     optimiser.step(closure)
     slope = parameters[0].detach().clamp_min(1e-3)
-    threshold = torch.quantile(harmless, 1 - share)
-    return slope * mix, -slope * threshold
+    return slope * mix, -slope * tail_threshold(harmless, share)
+
+
+def tail_threshold(scores: Tensor, share: float) -> Tensor:
+    """The score that a share of prompts like these reaches, by an exponential fit to the upper tail.
+
+    A share of a thousandth is asked of some thousand prompts: the quantile itself would be one outlier. Peaks over a
+    threshold u exceed it by an exponential of their mean m, so that P(score > t) = P(score > u) exp(-(t - u) / m)
+    (Pickands 1975, with shape 0).
+    """
+    above = max(TAIL, share)
+    start = torch.quantile(scores, 1 - above)
+    excess = scores[scores > start] - start
+    mean = excess.mean() if len(excess) else scores.new_zeros(())
+    return start + mean * math.log(above / share)
 
 
 def _logits(net, encodings: Encodings, index: Sequence[int]) -> tuple[Tensor, Tensor]:

@@ -60,6 +60,16 @@ class Encodings:
     def __len__(self) -> int:
         return len(self.tokens)
 
+    def alike(self, candidates: Tensor, size: int) -> list[int]:
+        """Draw `size` of the candidate prompts that are about as long as each other, which saves padding; over many
+        draws every candidate comes equally often, but for the shortest and longest few."""
+        if len(candidates) > size:
+            drawn = candidates[torch.randint(len(candidates), (6 * size,))]
+            drawn = drawn[(self.start[drawn + 1] - self.start[drawn]).argsort()]
+            first = int(torch.randint(5 * size + 1, ()))
+            return drawn[first : first + size].tolist()
+        return candidates[torch.randint(len(candidates), (size,))].tolist()
+
     def batch(self, index: Sequence[int], device: str | torch.device = "cpu") -> tuple[Tensor, Tensor, Tensor | None]:
         """(B, L, D) float32, (B, L) float32 weight and (B, P) float32 or None, padded with weight 0."""
         parts = [slice(int(self.start[i]), int(self.start[i + 1])) for i in index]

@@ -14,6 +14,7 @@ from .pairs import Prompt
 
 SAMPLED_ROWS = 40_000
 RIDGE = 0.05
+FISHER_PAIRS = 1500
 
 
 class AlignedRows:
@@ -23,13 +24,14 @@ class AlignedRows:
         self.encodings = encodings
         self.aligned = labels.aligned
         self.targets = sorted(labels.aligned)
+        self._targets = torch.tensor(self.targets)
         self.anchor = {i: prompts[i].anchor for i in self.targets}
 
-    def sample(self) -> tuple[Tensor, Tensor]:
-        """Rows of targets and the anchor rows that they align with: twice (about SAMPLED_ROWS, D)."""
+    def sample(self, among: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Rows of targets and the anchor rows that they align with: twice (about SAMPLED_ROWS at most, D)."""
         start, rows = self.encodings.start, self.encodings.rows
         target, anchor, total = [], [], 0
-        for i in self.targets:
+        for i in among:
             own, others = self.aligned[i]
             target.append(rows[int(start[i]) + own].float())
             anchor.append(rows[int(start[self.anchor[i]]) + others].float())
@@ -37,6 +39,15 @@ class AlignedRows:
             if total > SAMPLED_ROWS:
                 break
         return torch.cat(target), torch.cat(anchor)
+
+    def summaries(self, among: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Mean and last rows of targets and of their anchors: twice (N, 2 D)."""
+
+        def of(index: Sequence[int]) -> Tensor:
+            parts = (self.encodings.batch(index[at : at + 256])[:2] for at in range(0, len(index), 256))
+            return torch.cat([summary(x, weight, None) for x, weight in parts])
+
+        return of(among), of([self.anchor[i] for i in among])
 
     def pooled(self) -> tuple[Tensor, Tensor]:
         """Pooled vectors of targets and anchors: twice (N, P)."""
@@ -49,7 +60,7 @@ class AlignedRows:
         Returns the inputs (x, weight, pooled), the anchors (x, weight, pooled), the anchor row for each input row
         (B, L) and whether there is one (B, L).
         """
-        index = [self.targets[k] for k in torch.randint(len(self.targets), (size,)).tolist()]
+        index = self.encodings.alike(self._targets, size)
         anchors = [self.anchor[i] for i in index]
         sources = [a if torch.rand(()) < identity else i for i, a in zip(index, anchors, strict=True)]
         inputs = self.encodings.batch(sources, device)
@@ -89,18 +100,24 @@ def train_eraser(
     settings: Settings,
     progress: Progress,
 ) -> None:
-    """Fit the subspace, then the net: squared error on aligned rows, on the summary and along the direction in which a
-    linear probe tells target from anchor, where a small error is a large part of the concept."""
+    """Fit the subspace, then the net: squared error on aligned rows, on the summary, and along the directions in which
+    linear probes tell the targets of a concept from their anchors, where a small error is a large part of the concept.
+    """
     net, device = sanitizer.erase_net, sanitizer.mean.device
     pairs = AlignedRows(encodings, labels, prompts)
-    target, anchor = pairs.sample()
-    net.basis.copy_(leading_directions(target, anchor, net.basis.shape[0]))
-    direction = fisher_direction(target, anchor).to(device)
+    net.basis.copy_(leading_directions(*pairs.sample(pairs.targets), net.basis.shape[0]))
+    of_rows, of_summaries = [], []
+    for k in range(labels.prompt.shape[1]):
+        own = [i for i in pairs.targets if labels.prompt[i, k] > 0][:FISHER_PAIRS]
+        if own:
+            of_rows.append(fisher_direction(*pairs.sample(own)))
+            of_summaries.append(fisher_direction(*pairs.summaries(own)))
+    row_directions, summary_directions = torch.stack(of_rows).T.to(device), torch.stack(of_summaries).T.to(device)
     if net.pooled_basis is not None:
         net.pooled_basis.copy_(leading_directions(*pairs.pooled(), net.pooled_basis.shape[0]))
 
     def loss_of() -> Tensor:
-        inputs, anchors, place, aligned = pairs.batch(settings.batch, settings.identity, device)
+        inputs, anchors, place, aligned = pairs.batch(settings.erase_batch, settings.identity, device)
         x, weight, pooled = inputs
         wanted, anchor_weight, wanted_pooled = anchors
         goal = wanted.gather(1, place[..., None].expand(-1, -1, x.shape[2]))
@@ -109,9 +126,11 @@ def train_eraser(
         error = x + change - goal
         row_weight = weight.clamp(max=2.0) * aligned
         loss = weighted_mean(error.square(), row_weight[..., None].expand_as(error))
-        loss = loss + settings.direction_weight * weighted_mean((error @ direction).square(), row_weight)
-        got, want = summary(x + change, weight, None), summary(wanted, anchor_weight, None)
-        loss = loss + settings.summary_weight * (got - want).square().mean()
+        missed = summary(x + change, weight, None) - summary(wanted, anchor_weight, None)
+        loss = loss + settings.summary_weight * missed.square().mean()
+        along_rows = weighted_mean((error @ row_directions).square().mean(dim=-1), row_weight)
+        along_summaries = (missed @ summary_directions).square().mean()
+        loss = loss + settings.direction_weight * (along_rows + along_summaries)
         if pooled_change is not None:
             loss = loss + (pooled + pooled_change - wanted_pooled).square().mean()
         return loss

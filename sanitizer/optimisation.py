@@ -14,9 +14,10 @@ from .encodings import Progress
 class Settings:
     """Numbers of the optimisation; the defaults are what the experiments settled on."""
 
-    score_steps: int = 800
-    erase_steps: int = 1200
+    score_steps: int = 2400
+    erase_steps: int = 1500
     batch: int = 96
+    erase_batch: int = 48
     learning_rate: float = 2e-3
     weight_decay: float = 0.02
     noise: float = 0.1
@@ -27,8 +28,8 @@ class Settings:
     """Weight of the token loss beside the prompt loss."""
     summary_weight: float = 0.3
     """Weight of the mean and last row in the erase loss."""
-    direction_weight: float = 0.1
-    """Weight of the error along the direction that tells target from anchor."""
+    direction_weight: float = 0.3
+    """Weight of the error along the directions that tell targets from anchors."""
     identity: float = 0.15
     """Share of the erase net's batch that is an anchor, to be left as it is."""
     probe_decay: float = 1e-3

@@ -17,8 +17,8 @@ from .templates import Templates, insert
 CANONICAL = 0.25
 """Share of units with the group's canonical anchor in place of the pair's own. Own anchors teach the erase net the mean
 of what a safe counterpart may be, which is nearer to any one of them; canonical ones are what it can predict."""
-HARD_NEGATIVES = 0.7
-BENIGN = 1.1
+HARD_NEGATIVES = 1.0
+BENIGN = 1.0
 OBFUSCATED = 0.2
 OBFUSCATED_NEGATIVES = 0.12
 IN_CONTEXT = 0.15

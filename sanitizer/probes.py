@@ -54,8 +54,9 @@ def minimise_logistic(x: Tensor, y: Tensor, known: Tensor | None = None, decay: 
 
 def area_under_curve(positive: Tensor, negative: Tensor) -> float:
     """AUROC, ties counted half: the chance that a positive scores above a negative."""
-    below = torch.searchsorted(negative.sort().values, positive, right=False)
-    upto = torch.searchsorted(negative.sort().values, positive, right=True)
+    ordered, positive = negative.sort().values, positive.contiguous()
+    below = torch.searchsorted(ordered, positive, right=False)
+    upto = torch.searchsorted(ordered, positive, right=True)
     return float((below + upto).double().mean() / (2 * len(negative)))
 
 

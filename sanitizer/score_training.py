@@ -22,7 +22,7 @@ def train_scores(
 
     def loss_of() -> Tensor:
         # Unsafe and harmless prompts in equal parts, though most of the set is harmless.
-        index = torch.cat([g[torch.randint(len(g), (settings.batch // len(groups),))] for g in groups])
+        index = torch.tensor([i for g in groups for i in encodings.alike(g, settings.batch // len(groups))])
         x, weight, pooled = encodings.batch(index.tolist(), device)
         x = F.dropout(noisy(x, settings.noise), settings.dropout)
         pooled = None if pooled is None else F.dropout(noisy(pooled, settings.noise), settings.dropout)

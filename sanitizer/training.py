@@ -25,7 +25,8 @@ from .report import Report, make_report
 from .score_training import train_scores
 from .templates import Templates, load_templates
 
-RANK = 128
+RANK = 192
+POOLED_RANK = 64
 """Dimensions that the erase net writes: enough for the differences of all concepts, few enough for the file's size."""
 FEWEST_PROMPTS = 64
 LICENCE = "CC-BY-4.0 for the trained weights, as for the concept files; the text encoder keeps its own licence"
@@ -113,7 +114,7 @@ def _new_sanitizer(encoder: TextEncoder, concepts, encodings: Encodings, labels:
         window=normaliser.window or 512,
         constant_rows=len(normaliser.constant),
         rank=min(width, RANK),
-        pooled_rank=min(pooled, RANK),
+        pooled_rank=min(pooled, POOLED_RANK),
     )
     sanitizer = EmbeddingSanitizer(config)
     sanitizer.mean.copy_(normaliser.mean)

@@ -42,7 +42,7 @@ def tiny_concept():
 def _fit(encoder, concept, **kwargs):
     from sanitizer.training import fit
 
-    return fit(encoder, [concept], **{"examples": 900, "steps": 260, "seed": 3, **kwargs})
+    return fit(encoder, [concept], **{"examples": 1500, "steps": 450, "seed": 3, **kwargs})
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,7 @@
-"""A small text encoder for tests: random word vectors mixed over the prompt, in the geometries that real ones have."""
+"""A small text encoder for tests: random word vectors mixed over the prompt, in the geometries that real ones have.
+
+Red words are alike, and green ones, as words of one meaning are in a trained encoder.
+"""
 
 import hashlib
 import re
@@ -7,6 +10,8 @@ import torch
 
 from sanitizer.encoders import Encoding, Fingerprint
 
+RED = frozenset("crimson scarlet ruby vermilion cherry carmine maroon rusty".split())
+GREEN = frozenset("olive jade green".split())
 WORD = re.compile(r"\w+|[^\w\s]")
 
 
@@ -17,7 +22,7 @@ class TinyEncoder:
     row sees the ones before it, padded with the end token to `length` rows, all visible, like Stable Diffusion's CLIP.
     """
 
-    def __init__(self, geometry: str = "masked", width: int = 32, pooled_width: int = 0, length: int = 24) -> None:
+    def __init__(self, geometry: str = "masked", width: int = 64, pooled_width: int = 0, length: int = 24) -> None:
         self.name = f"tiny-{geometry}"
         self.geometry, self.width, self.pooled_width, self.length = geometry, width, pooled_width, length
         self.prompts = 0
@@ -28,7 +33,11 @@ class TinyEncoder:
 
     def vector(self, word: str, width: int | None = None) -> torch.Tensor:
         seed = int.from_bytes(hashlib.sha256(word.lower().encode()).digest()[:7], "big")
-        return torch.randn(width or self.width, generator=torch.Generator().manual_seed(seed))
+        own = torch.randn(width or self.width, generator=torch.Generator().manual_seed(seed))
+        for theme in (RED, GREEN):
+            if word.lower() in theme:
+                own = own + 2 * self.vector(f"theme {min(theme)}", width)
+        return own
 
     def encode(self, prompts) -> Encoding:
         self.prompts += len(prompts)

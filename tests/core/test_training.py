@@ -1,0 +1,163 @@
+"""Training: deterministic, interruptible, within its budget and memory, and honest in its report."""
+
+import pytest
+import torch
+
+from sanitizer.concepts import load_concepts, parse_custom_concept
+from sanitizer.encoders import Encoding
+from sanitizer.encodings import encode_all
+from sanitizer.errors import SanitizerError
+from sanitizer.probes import Probe, area_under_curve, caught_at
+from sanitizer.report import Report
+from sanitizer.training import fit
+
+SMALL = {"examples": 150, "steps": 20}
+
+
+def quiet(stage, done, total, values):
+    pass
+
+
+def test_a_seed_decides_everything(tiny_encoder, tiny_concept):
+    one, _ = fit(tiny_encoder(), [tiny_concept], seed=5, **SMALL)
+    two, _ = fit(tiny_encoder(), [tiny_concept], seed=5, **SMALL)
+    other, _ = fit(tiny_encoder(), [tiny_concept], seed=6, **SMALL)
+    assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), two.state_dict().values(), strict=True))
+    assert any(not torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
+
+
+def test_the_users_random_state_is_left_alone(tiny_encoder, tiny_concept):
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    fit(tiny_encoder(), [tiny_concept], **SMALL)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_it_trains_under_inference_mode_as_comfyui_runs_nodes(tiny_encoder, tiny_concept):
+    with torch.inference_mode():
+        sanitizer, _ = fit(tiny_encoder(), [tiny_concept], **SMALL)
+        e = tiny_encoder().encode(["a crimson woman"])
+        sanitizer.sanitize(e.rows, e.mask)
+    assert not any(p.is_inference() for p in sanitizer.parameters())
+
+
+def test_progress_is_told_and_can_interrupt(tiny_encoder, tiny_concept):
+    stages = []
+
+    def listen(stage, done, total, values):
+        assert 0 < done <= total
+        stages.append(stage)
+
+    fit(tiny_encoder(), [tiny_concept], progress=listen, **SMALL)
+    assert list(dict.fromkeys(stages)) == ["encode", "score net", "erase net", "calibrate", "report"]
+    for at in ("encode", "score net", "erase net", "report"):
+
+        def stop(stage, done, total, values, at=at):
+            if stage == at:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            fit(tiny_encoder(), [tiny_concept], progress=stop, **SMALL)
+
+
+def test_the_budget_is_kept(tiny_encoder, tiny_concept):
+    encoder = tiny_encoder()
+    _, report = fit(encoder, [tiny_concept], **SMALL)
+    assert 100 <= report.examples <= SMALL["examples"]
+    assert encoder.prompts < 2.5 * SMALL["examples"], "calibration and report are paid out of a share of the budget"
+
+
+@pytest.mark.parametrize(("kwargs", "words"), [({"examples": 10}, "Examples"), ({"steps": 1}, "Steps")])
+def test_a_budget_that_cannot_work_is_refused(tiny_encoder, tiny_concept, kwargs, words):
+    with pytest.raises(SanitizerError, match=words):
+        fit(tiny_encoder(), [tiny_concept], **kwargs)
+
+
+def test_an_encoder_that_puts_out_nan_is_refused(tiny_encoder, tiny_concept):
+    class Broken(tiny_encoder):
+        def encode(self, prompts):
+            e = super().encode(prompts)
+            return Encoding(e.rows * float("nan"), e.mask, e.pooled, e.tokens, e.offsets)
+
+    with pytest.raises(SanitizerError, match="NaN"):
+        fit(Broken(), [tiny_concept], **SMALL)
+
+
+def test_encodings_stay_within_their_memory(tiny_encoder):
+    texts = [f"a long prompt with number {i} and several words more" for i in range(4000)]
+    limit = 200_000
+    kept = encode_all(tiny_encoder("causal"), texts, quiet, memory=limit)
+    assert 0 < len(kept) < len(texts)
+    assert kept.rows.dtype == torch.float16
+    # It stops on the edge of the span that reached the limit.
+    one_span = 1024 * 24 * 64 * 2
+    assert kept.rows.numel() * 2 < limit + one_span
+
+
+def test_dead_channels_are_left_alone(tiny_encoder, tiny_concept):
+    class Dead(tiny_encoder):
+        def encode(self, prompts):
+            e = super().encode(prompts)
+            e.rows[..., 3] = 5.0
+            return e
+
+    encoder = Dead()
+    sanitizer, _ = fit(encoder, [tiny_concept], **SMALL)
+    e = encoder.encode(["a crimson woman"])
+    out = sanitizer.sanitize(e.rows, e.mask, threshold=0.0)
+    assert out.changed.any()
+    assert torch.equal(out.rows[..., 3], e.rows[..., 3])
+
+
+def test_constant_leading_rows_are_found(causal, masked):
+    assert causal[1].config.constant_rows == 1 and causal[1].config.window == 24
+    assert masked[1].config.constant_rows == 0 and masked[1].config.window == 512
+
+
+def test_the_report_measures_what_the_sanitizer_does(trained):
+    encoder, sanitizer, report = trained
+    concept = report.concepts[0]
+    assert concept.phrases == 1 and concept.auroc is not None
+    assert report.benign_identical > 0.9
+    assert report.seconds > 0 and report.examples > 500
+    assert Report.from_dict(report.to_dict()) == report
+    text = report.to_text()
+    assert "redness" in text and "bit-identical" in text
+
+
+def test_a_custom_concept_takes_the_same_path(tiny_encoder):
+    concept = parse_custom_concept("Van Gogh\nvan gogh style -> oil painting style\nstarry night -> plain sky")
+    sanitizer, report = fit(tiny_encoder(), [concept], examples=400, steps=60)
+    assert sanitizer.erasable == ("van_gogh",)
+    assert report.concepts[0].phrases == 0 and report.concepts[0].auroc is None
+    assert "van_gogh" in report.to_text()
+
+
+def test_youth_is_scored_but_never_erased_and_lowers_thresholds(tiny_encoder):
+    from dataclasses import replace
+
+    from sanitizer.model import ConceptSpec
+
+    sanitizer, _ = fit(tiny_encoder(), load_concepts(["nudity"]), examples=600, steps=30)
+    assert sanitizer.concepts == ("nudity", "youth") and sanitizer.erasable == ("nudity",)
+    with pytest.raises(SanitizerError, match="youth"):
+        e = tiny_encoder().encode(["a"])
+        sanitizer.sanitize(e.rows, e.mask, concepts=["youth"])
+    # A score just under the threshold fires when youth is present, and only then.
+    sanitizer.config = replace(
+        sanitizer.config, concepts=(ConceptSpec("nudity"), ConceptSpec("youth", True, {"nudity": 2.0}))
+    )
+    gate, fired = sanitizer._gate(torch.tensor([[0.3, 0.1], [0.3, 0.9], [0.05, 0.9]]), [0], 0.5)
+    assert fired[:, 0].tolist() == [False, True, False]
+    assert (gate > 0).tolist() == [False, True, False]
+
+
+def test_curves():
+    positive, negative = torch.tensor([0.9, 0.8, 0.3]), torch.tensor([0.1, 0.2, 0.3, 0.4])
+    assert area_under_curve(positive, negative) == pytest.approx((4 + 4 + 2.5) / 12)
+    assert caught_at(positive, negative, 0.0) == pytest.approx(2 / 3)
+    assert caught_at(positive, negative, 0.25) == pytest.approx(2 / 3)
+    x = torch.cat([torch.randn(50, 4) + 2, torch.randn(50, 4) - 2])
+    y = torch.cat([torch.ones(50), torch.zeros(50)])
+    assert ((Probe.fit(x, y)(x) > 0) == (y > 0)).all()
