@@ -112,10 +112,14 @@ def spans(prompt: str, tokens: list[str]) -> list[tuple[int, int]]:
     haystack = "".join(pieces)
     # Place in the normalised text -> place in the prompt: one character may have become several or none.
     origin = [place for place, piece in enumerate(pieces) for _ in piece]
-    result, at = [], 0
+    result, at, gap = [], 0, False
     for token in tokens:
         needle = unicodedata.normalize("NFKC", surface(token)[0]).lower() if token and token != EMBEDDING else ""
         found = haystack.find(needle, at) if needle else -1
+        if found < 0 and needle and gap:
+            # Behind the padding of one tokenizer another may begin the prompt anew.
+            found = haystack.find(needle)
+        gap = not needle
         if found < 0:
             result.append((0, 0))
             continue

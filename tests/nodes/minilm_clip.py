@@ -1,5 +1,5 @@
-"""A CLIP object around the embedded encoder `minilm-causal`: the same rows as the encoder gives, through ComfyUI's
-CLIP class, real or stand-in."""
+"""A CLIP object around an embedded encoder (`minilm-causal` or `minilm`): the same rows as the encoder gives, through
+ComfyUI's CLIP class, real or stand-in."""
 
 import torch
 from comfy.sd import CLIP
@@ -16,7 +16,8 @@ class _Encoder(torch.nn.Module, ClipTokenWeightEncoder):
 
     def forward(self, tokens):
         ids = torch.tensor(tokens)
-        rows = self.transformer(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).last_hidden_state
+        cache = {"use_cache": False} if self.transformer.config.is_decoder else {}
+        rows = self.transformer(input_ids=ids, attention_mask=torch.ones_like(ids), **cache).last_hidden_state
         return rows, None
 
     def encode(self, tokens):
@@ -49,15 +50,18 @@ class _Pieces:
 
 
 class _Tokenizer:
-    def __init__(self, tokenizer) -> None:
-        self.clip_l = _Pieces(tokenizer)
+    def __init__(self, encoder) -> None:
+        self.clip_l = _Pieces(encoder.tokenizer)
+        self.layout = encoder.layout
 
     def tokenize_with_weights(self, text, return_word_ids=False, **_options):
         ids = self.clip_l.tokenizer(text, add_special_tokens=False)["input_ids"]
         chunks = []
-        for first in range(0, max(1, len(ids)), 75):
-            own = [101, *ids[first : first + 75], 102]
-            chunks.append([(token, 1.0) for token in own + [102] * (77 - len(own))])
+        room = self.layout.rows - 2
+        for first in range(0, max(1, len(ids)), room):
+            own = [101, *ids[first : first + room], 102]
+            padding = self.layout.rows - len(own) if self.layout.fixed else 0
+            chunks.append([(token, 1.0) for token in own + [102] * padding])
         return {"l": chunks}
 
 
@@ -71,6 +75,6 @@ def make_clip(encoder):
 
         @staticmethod
         def tokenizer(**_options):
-            return _Tokenizer(encoder.tokenizer)
+            return _Tokenizer(encoder)
 
     return CLIP(Target, embedding_directory=None)

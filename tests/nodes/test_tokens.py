@@ -76,6 +76,7 @@ def test_an_unknown_arrangement_gives_blanks_not_wrong_words(tokens):
         ("café déjà", ["cafÃ©</w>", "dÃ©", "j", "Ãł</w>"], [(0, 4), (5, 7), (7, 8), (8, 9)]),
         ("ﬁne İce", ["▁fi", "ne", "▁i̇ce"], [(0, 1), (1, 3), (4, 7)]),
         ("a b", ["", "a</w>", "x</w>", "b</w>"], [(0, 0), (0, 1), (0, 0), (2, 3)]),
+        ("a b", ["a</w>", "b</w>", "", "▁a", "▁b"], [(0, 1), (2, 3), (0, 0), (0, 1), (2, 3)]),
     ],
 )
 def test_spans(tokens, prompt, strings, spans):

