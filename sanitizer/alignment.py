@@ -50,10 +50,7 @@ def _align_text(target, anchor, span, anchor_span, places: list[int], differs: l
                 places[first + i] = anchor_first + j1 + i - i1
                 continue
             differs[first + i] = True
-            if j2 > j1:
-                # Lengths differ: the rows share the anchor's rows evenly.
-                j = j1 + (i - i1) * (j2 - j1) // (i2 - i1)
-            else:
-                # Nothing stands here in the anchor prompt: its next row, else its last.
-                j = min(j1, anchor_last - anchor_first - 1)
-            places[first + i] = anchor_first + j
+            # Where lengths differ, the rows share the anchor's rows evenly; where nothing stands in the anchor prompt,
+            # it is its next row, else its last.
+            shared = j1 + (i - i1) * (j2 - j1) // (i2 - i1)
+            places[first + i] = anchor_first + min(shared, anchor_last - anchor_first - 1)

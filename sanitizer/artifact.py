@@ -5,8 +5,6 @@ only when all of it was checked.
 """
 
 import json
-import os
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -17,6 +15,7 @@ from torch import nn
 
 from .encoders.base import Fingerprint
 from .errors import SanitizerError
+from .files import whole_file
 from .model import EmbeddingSanitizer, SanitizerConfig
 
 FORMAT = "embedding-sanitizer"
@@ -40,36 +39,20 @@ def save(sanitizer: EmbeddingSanitizer, path: str | Path) -> None:
             f"{path}: not saved, the sanitizer's info lacks {', '.join(missing)}. Train it with fit()."
         )
     header = {key: value for key, value in sanitizer.info.items() if key in REQUIRED}
-    header |= {"config": sanitizer.config.to_dict()}
+    header |= {"config": sanitizer.config.to_dict(), "format_version": FORMAT_VERSION}
     tensors = {name: value.detach().cpu().contiguous() for name, value in sanitizer.state_dict().items()}
     for name, value in tensors.items():
         if not torch.isfinite(value).all():
             raise SanitizerError(f"{path}: not saved, {name} holds NaN or infinity. Train again with another seed.")
-    # Sorted keys and no time stamp: the same training gives the same bytes.
-    metadata = {"format": FORMAT, "format_version": str(FORMAT_VERSION), "info": json.dumps(header, sort_keys=True)}
-    write_whole(path, to_bytes(tensors, metadata))
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file in one step: readers see the old one or the new one, never a part. Raises SanitizerError."""
-    temporary = None
+    # One entry (safetensors writes several in any order), sorted keys, no time stamp: the same training gives the same
+    # bytes.
+    metadata = {FORMAT: json.dumps(header, sort_keys=True)}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp makes a file for its owner only; a shared model folder wants the usual rights.
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, path)
     except OSError as error:
-        raise SanitizerError(f"{path}: cannot be written ({error.strerror or error}).") from error
-    finally:
-        if temporary and os.path.exists(temporary):
-            os.unlink(temporary)
+        raise SanitizerError(f"{path}: the folder cannot be made ({error.strerror or error}).") from error
+    with whole_file(path) as file:
+        file.write(to_bytes(tensors, metadata))
 
 
 def read_info(path: str | Path) -> dict:
@@ -118,7 +101,8 @@ def load(path: str | Path, operations=nn, device: str | torch.device = "cpu") ->
 def find(fingerprint: Fingerprint, folders: Iterable[str | Path] = (WEIGHTS_FOLDER,)) -> Path | None:
     """The newest file in the folders that was trained on the encoder with this fingerprint, None if there is none.
 
-    A file that cannot be read is passed over: it may belong to something else.
+    Among files of one age, such as a fresh checkout gives, the last by name. A file that cannot be read is passed
+    over: it may belong to something else.
     """
     matches = []
     for folder in folders:
@@ -128,44 +112,50 @@ def find(fingerprint: Fingerprint, folders: Iterable[str | Path] = (WEIGHTS_FOLD
                     matches.append(path)
             except (SanitizerError, OSError):
                 continue
-    return max(matches, key=lambda path: path.stat().st_mtime, default=None)
+    return max(matches, key=lambda path: (path.stat().st_mtime, path.name), default=None)
 
 
 def _open(path: Path):
     if not path.is_file():
         raise SanitizerError(f"{path}: no such file. Expected a sanitizer, a .safetensors file.")
     try:
-        with path.open("rb") as file:
-            start = file.read(4)
-        if start[:2] == b"PK" or start[:1] == b"\x80":
-            raise SanitizerError(f"{path}: a pickle, which can run code and is never loaded. Expected .safetensors.")
         return safetensors.safe_open(path, framework="pt")
     except OSError as error:
         raise SanitizerError(f"{path}: cannot be read ({error.strerror or error}).") from error
     except safetensors.SafetensorError as error:
+        with path.open("rb") as file:
+            start = file.read(2)
+        # A zip archive, as torch.save writes, or the opcode that every pickle since protocol 2 begins with.
+        if start == b"PK" or (start[:1] == b"\x80" and start[1:] <= b"\x05"):
+            raise SanitizerError(
+                f"{path}: a pickle, which can run code and is never loaded. Expected .safetensors."
+            ) from error
         raise SanitizerError(
             f"{path}: truncated or corrupt, no safetensors file ({error}). Train or fetch it again."
         ) from error
 
 
 def _header(path: Path, metadata: dict | None) -> dict:
-    if not metadata or metadata.get("format") != FORMAT:
+    if not metadata or FORMAT not in metadata:
         raise SanitizerError(f"{path}: a safetensors file, but no sanitizer. Choose a file made by Train Sanitizer.")
-    version = metadata.get("format_version", "")
-    if not version.isdecimal() or int(version) < 1:
-        raise SanitizerError(f"{path}: damaged, format version {version!r}. Train or fetch it again.")
-    if int(version) > FORMAT_VERSION:
-        raise SanitizerError(
-            f"{path}: format version {version}, but this Embedding Sanitizer reads up to {FORMAT_VERSION}. Update it."
-        )
     try:
-        info = json.loads(metadata["info"])
+        info = json.loads(metadata[FORMAT])
+        version = info["format_version"]
+        if type(version) is not int or version < 1:
+            raise ValueError(f"format version {version!r}")
+        if version > FORMAT_VERSION:
+            raise SanitizerError(
+                f"{path}: format version {version}, but this Embedding Sanitizer reads up to {FORMAT_VERSION}. "
+                "Update it."
+            )
         missing = [key for key in REQUIRED if key not in info]
         if missing:
             raise ValueError(f"it lacks {', '.join(missing)}")
         Fingerprint.from_dict(info["encoder"])
         info["config"] = SanitizerConfig.from_dict(info["config"])
         info["config"].check()
+    except SanitizerError:
+        raise
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise SanitizerError(f"{path}: damaged header ({error}). Train or fetch it again.") from error
-    return {**info, "format_version": int(version)}
+    return info

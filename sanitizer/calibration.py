@@ -22,7 +22,8 @@ TAIL = 0.02
 SAMPLED = 6000
 """Training prompts that set the slope."""
 MIX = (0.4, 0.4, 0.2)
-"""Shares of the net's prompt score, its highest token score and the linear probe in the prompt score, after each is divided by its spread."""
+"""Shares of the net's prompt score, its highest token score and the linear probe in the prompt score, after each is
+divided by its spread."""
 
 
 def calibrate(
@@ -59,7 +60,9 @@ def calibrate(
         mix = harmless.new_tensor(MIX) / harmless[:, :, k].std(1).clamp_min(1e-3)
         z, z_positive = mix @ harmless[:, :, k], mix @ trained[:, positive, k]
         sanitizer.prompt_mix[:, k], sanitizer.prompt_bias[k] = _operating_point(mix, z, z_positive, share)
-        slope, bias = _operating_point(torch.ones(1), harmless_tokens[:, k], trained_tokens[positive, k], share)
+        slope, bias = _operating_point(
+            torch.ones(1), harmless_tokens[:, k], trained_tokens[positive, k], settings.token_false_alarms
+        )
         sanitizer.token_scale[k], sanitizer.token_bias[k] = slope[0], bias
 
 

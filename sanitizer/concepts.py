@@ -74,7 +74,7 @@ class _File:
         return SanitizerError(f"{self.path}, line {line}: {message}")
 
     def expect(self, table: dict, where: str, required: dict, optional: dict) -> None:
-        for key, kind in required.items():
+        for key in required:
             if key not in table:
                 raise self.fail(where, f"{where or 'the file'} lacks the key {key!r}. Add it.")
         for key, value in table.items():
@@ -200,7 +200,7 @@ def _split_pair(file: _File, line: object) -> tuple[str, str]:
     if not isinstance(line, str) or line.count(ARROW) != 1:
         raise file.fail(str(line), f'expected "target -> anchor", found {line!r}.')
     target, anchor = line.split(ARROW)
-    return _check_phrase(file, target), _check_phrase(file, anchor)
+    return _check_phrase(file, target, line), _check_phrase(file, anchor, line)
 
 
 def _check_kind(file: _File, kind: str) -> None:
@@ -218,10 +218,10 @@ def _phrase_problem(text: object) -> str | None:
     return None
 
 
-def _check_phrase(file: _File, text: object) -> str:
+def _check_phrase(file: _File, text: object, line: str | None = None) -> str:
     problem = _phrase_problem(text)
     if problem:
-        raise file.fail(str(text), f"{problem}.")
+        raise file.fail(line or str(text), f"{problem}.")
     return text.strip()
 
 

@@ -222,7 +222,8 @@ def _check_encoding(encoder: TextEncoder, encoding: Encoding, count: int) -> Non
     shape = tuple(encoding.rows.shape)
     if len(shape) != 3 or shape[0] != count or shape[2] != encoder.fingerprint.width:
         raise SanitizerError(
-            f"Encoder {encoder.name}: expected rows of shape ({count}, rows, {encoder.fingerprint.width}), found {shape}."
+            f"Encoder {encoder.name}: expected rows of shape ({count}, rows, {encoder.fingerprint.width}), "
+            f"found {shape}."
         )
     if not torch.isfinite(encoding.rows).all():
         raise SanitizerError(

@@ -14,8 +14,8 @@ from .encodings import Progress
 class Settings:
     """Numbers of the optimisation; the defaults are what the experiments settled on."""
 
-    score_steps: int = 2400
-    erase_steps: int = 1500
+    score_steps: int
+    erase_steps: int
     batch: int = 96
     erase_batch: int = 48
     learning_rate: float = 2e-3
@@ -28,13 +28,28 @@ class Settings:
     """Weight of the token loss beside the prompt loss."""
     summary_weight: float = 0.3
     """Weight of the mean and last row in the erase loss."""
-    direction_weight: float = 0.3
+    direction_weight: float = 0.15
     """Weight of the error along the directions that tell targets from anchors."""
     identity: float = 0.15
     """Share of the erase net's batch that is an anchor, to be left as it is."""
     probe_decay: float = 1e-3
+    token_false_alarms: float = 0.01
+    """Share of harmless prompts with a word at or above 0.5, per concept: words are shown, prompts decide."""
     false_alarms: float = 0.004
     """Share of the calibration's harmless prompts that may be touched, all concepts together."""
+
+    @classmethod
+    def for_examples(cls, count: int, steps: int | None = None) -> "Settings":
+        """Steps that suit a number of training prompts, or `steps` in all, shared between the nets in that ratio."""
+        score, erase = 1200 + count // 10, 900 + count // 25
+        if steps is not None:
+            score, erase = _share(steps, score, erase)
+        return cls(score_steps=score, erase_steps=erase)
+
+
+def _share(steps: int, score: int, erase: int) -> tuple[int, int]:
+    first = max(1, round(steps * score / (score + erase)))
+    return first, max(1, steps - first)
 
 
 def optimise(

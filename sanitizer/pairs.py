@@ -2,8 +2,8 @@
 
 A unit is one phrase in one frame: the target prompt, the same prompt with a safe anchor in the phrase's place (what
 the erase net learns to write, and a negative for the score net), and with them hard negatives in the frames of the
-same kind and benign prompts. The phrases of all concepts take turns, so that a budget smaller than a full round still spreads
-over all of them, and one of a full round or more holds every phrase.
+same kind and benign prompts. The phrases of all concepts take turns, so that a budget smaller than a full round still
+spreads over all of them, and one of a full round or more holds every phrase.
 """
 
 import random

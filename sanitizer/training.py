@@ -57,10 +57,12 @@ def fit(
     progress = progress or (lambda stage, done, total, values: None)
     concepts = load_concepts() if concepts is None else list(concepts)
     templates = templates or load_templates()
-    settings = _with_steps(settings or Settings(), steps)
     count = full_size(concepts) if examples is None else examples
     if count < FEWEST_PROMPTS:
         raise SanitizerError(f"Examples: expected at least {FEWEST_PROMPTS}, found {count}.")
+    if steps is not None and steps < 2:
+        raise SanitizerError(f"Steps: expected at least 2, found {steps}.")
+    settings = settings or Settings.for_examples(count, steps)
     # ComfyUI runs nodes under inference mode, whose tensors cannot be trained.
     with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -84,16 +86,6 @@ def fit(
         "licence": LICENCE,
     }
     return sanitizer, report
-
-
-def _with_steps(settings: Settings, steps: int | None) -> Settings:
-    if steps is None:
-        return settings
-    if steps < 2:
-        raise SanitizerError(f"Steps: expected at least 2, found {steps}.")
-    total = settings.score_steps + settings.erase_steps
-    score = max(1, round(steps * settings.score_steps / total))
-    return replace(settings, score_steps=score, erase_steps=steps - score)
 
 
 def _whole_units(prompts: list[Prompt], encoded: int) -> list[Prompt]:

@@ -11,11 +11,12 @@ from torch.nn import functional as F
 
 from .. import heatmap
 from ..errors import SanitizerError
+from ..files import whole_file
 from ..networks import summary
 from . import terminal
 from .pipeline import Result, load_pair, process
 from .score import verdict
-from .writers import check_output, whole_file
+from .writers import check_output
 
 PICTURE = "heatmap.png"
 TITLE = "Embedding Sanitizer: which word is at fault"

@@ -7,11 +7,12 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
+from ..files import whole_file
 from ..heatmap import THRESHOLD
 from . import terminal
 from .readers import read_prompts
 from .score import counted
-from .writers import TensorSpool, check_output, whole_file
+from .writers import TensorSpool, check_output
 
 FORMAT = "embedding-sanitizer output, version 1"
 

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from .. import heatmap
 from ..errors import SanitizerError
+from ..files import whole_file
 from . import terminal
 from .readers import given_prompts, read_prompts
-from .writers import check_output, whole_file
+from .writers import check_output
 
 DIGITS = 6
 

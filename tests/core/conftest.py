@@ -31,11 +31,19 @@ def tiny_concept():
     from sanitizer.concepts import Concept, Pair, Phrase
 
     words = ["crimson", "scarlet", "ruby", "vermilion", "cherry", "carmine", "maroon", "rusty"]
-    pairs = [Pair(word, f"{safe} tinted", "plain green", "adjective") for word, safe in zip(words, ["olive", "jade"] * 4, strict=True)]
+    pairs = [
+        Pair(word, f"{safe} tinted", "plain green", "adjective")
+        for word, safe in zip(words, ["olive", "jade"] * 4, strict=True)
+    ]
     pairs += [Pair("scarlet clad", "olive clad", "plain green", "adjective", held_out=True)]
     pairs += [Pair("a crimson ruby", "a jade bead", "a green stone", "noun"), Pair("crimson", "jade", "green", "tag")]
     return Concept(
-        "redness", "Redness", "Test data.", "CC0", tuple(pairs), (Phrase("a stop sign", "noun"), Phrase("a fox", "noun"))
+        "redness",
+        "Redness",
+        "Test data.",
+        "CC0",
+        tuple(pairs),
+        (Phrase("a stop sign", "noun"), Phrase("a fox", "noun")),
     )
 
 

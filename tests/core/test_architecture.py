@@ -17,7 +17,9 @@ def imports(path):
     tree = ast.parse(path.read_text(encoding="utf-8"))
     top = set()
     for node in tree.body:
-        top.update(ast.walk(node) if not isinstance(node, ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef) else ())
+        top.update(
+            ast.walk(node) if not isinstance(node, ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef) else ()
+        )
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from ((alias.name, 0, node in top) for alias in node.names)

@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -32,9 +33,9 @@ def rewrite(path, change_tensors=lambda t: t, change_metadata=lambda m: m):
 
 def with_info(change):
     def apply(metadata):
-        info = json.loads(metadata["info"])
+        info = json.loads(metadata["embedding-sanitizer"])
         change(info)
-        return {**metadata, "info": json.dumps(info)}
+        return {"embedding-sanitizer": json.dumps(info)}
 
     return apply
 
@@ -74,7 +75,7 @@ def test_a_failed_save_keeps_the_old_file(masked, saved, monkeypatch):
     def fail(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "replace", fail)
+    monkeypatch.setattr(Path, "replace", fail)
     with pytest.raises(SanitizerError, match="No space left"):
         save(masked[1], saved)
     assert saved.read_bytes() == before
@@ -128,14 +129,14 @@ def test_pickles_are_refused_unread(saved):
     ("tensors", "metadata", "words"),
     [
         (lambda t: t, lambda m: {}, "no sanitizer"),
-        (lambda t: t, lambda m: {**m, "format": "lora"}, "no sanitizer"),
-        (lambda t: t, lambda m: {**m, "format_version": "2"}, "Update"),
-        (lambda t: t, lambda m: {**m, "format_version": "x"}, "format version"),
-        (lambda t: t, lambda m: {**m, "info": "{"}, "damaged header"),
-        (lambda t: t, lambda m: {**m, "info": "[]"}, "damaged header"),
+        (lambda t: t, lambda m: {"format": "lora"}, "no sanitizer"),
+        (lambda t: t, with_info(lambda i: i.update(format_version=2)), "Update"),
+        (lambda t: t, with_info(lambda i: i.update(format_version="x")), "format version"),
+        (lambda t: t, lambda m: {"embedding-sanitizer": "{"}, "damaged header"),
+        (lambda t: t, lambda m: {"embedding-sanitizer": "[]"}, "damaged header"),
         (lambda t: t, with_info(lambda i: i.pop("encoder")), "lacks encoder"),
         (lambda t: t, with_info(lambda i: i["config"].update(width=10**9)), "width"),
-        (lambda t: t, with_info(lambda i: i["config"].update(width=48)), "expected F32"),
+        (lambda t: t, with_info(lambda i: i["config"].update(width=72)), "expected F32"),
         (lambda t: t, with_info(lambda i: i["config"].update(score_width=30)), "divisible"),
         (lambda t: t, with_info(lambda i: i["config"].update(surprise=1)), "damaged header"),
         (lambda t: t, with_info(lambda i: i["config"].update(concepts=[])), "concepts"),
@@ -168,8 +169,6 @@ def test_auto_finds_the_newest_file_for_the_encoder(masked, causal, tmp_path):
 
 def test_the_golden_file_still_loads_and_gives_the_same_numbers():
     """Written by version 1 of the format: whoever changes the format has to keep reading it."""
-    from pathlib import Path
-
     folder = Path(__file__).resolve().parent.parent / "data"
     sanitizer = load(folder / "golden_v1.safetensors")
     golden = load_file(folder / "golden_v1_output.safetensors")

@@ -16,8 +16,9 @@ from sanitizer.cli import pipeline
 from sanitizer.cli.pipeline import process
 from sanitizer.cli.sanitize import write
 from sanitizer.cli.score import line, write_lines
-from sanitizer.cli.writers import TensorSpool, check_output, whole_file
+from sanitizer.cli.writers import TensorSpool, check_output
 from sanitizer.errors import SanitizerError
+from sanitizer.files import whole_file
 
 PROMPTS = [
     "a photo of a crimson woman",

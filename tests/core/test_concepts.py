@@ -12,7 +12,7 @@ from sanitizer.pairs import PromptGenerator, full_size, training_prompts
 from sanitizer.templates import fix_articles, insert, load_templates
 
 SEVEN = {"nudity", "violence", "self_harm", "hate", "harassment", "shocking", "illegal_activity"}
-GOOD = '''name = "bad"
+GOOD = """name = "bad"
 title = "T"
 description = "D"
 licence = "CC0"
@@ -28,7 +28,7 @@ held_out = ["a thistle -> a rose"]
 [[hard_negatives]]
 kind = "tag"
 phrases = ["seaweed"]
-'''
+"""
 
 
 def test_all_shipped_concepts_are_there_and_rich():
@@ -61,7 +61,7 @@ def test_unknown_or_unerasable_concepts_are_refused(names):
         ('"a weed -> a flower"', '"a weed = a flower"', 10, "target -> anchor"),
         ('"a weed -> a flower"', '"a weed -> "', 10, "target -> anchor|phrase"),
         ('"a weed -> a flower"', '"a {weed} -> a flower"', 10, "braces"),
-        ('"a weed -> a flower"', "17", 1, "target -> anchor"),
+        ('"a weed -> a flower"', "17", 10, "target -> anchor"),
         ('"a weed -> a flower"', '"a schoolboy -> a man"', 10, "young people"),
         ('kind = "noun"', 'kind = "verb"', 7, "verb"),
         ('"seaweed"', '"a weed"', 16, "twice"),

@@ -34,8 +34,15 @@ def clip_folder(tmp_path_factory):
     size = word_level(folder, WORDS, ["<s>", "</s>", "<unk>"], 77, bos_token="<s>", eos_token="</s>", pad_token="</s>")
     torch.manual_seed(0)
     config = transformers.CLIPTextConfig(
-        vocab_size=size, hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4,
-        projection_dim=16, bos_token_id=0, eos_token_id=1, pad_token_id=1,
+        vocab_size=size,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        projection_dim=16,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=1,
     )
     transformers.CLIPTextModel(config).save_pretrained(folder)
     return folder
@@ -55,12 +62,21 @@ def t5_folder(tmp_path_factory):
 def bert_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bert")
     size = word_level(
-        folder, WORDS, ["[PAD]", "[CLS]", "[SEP]", "[UNK]"], 20,
-        cls_token="[CLS]", sep_token="[SEP]", pad_token="[PAD]",
+        folder,
+        WORDS,
+        ["[PAD]", "[CLS]", "[SEP]", "[UNK]"],
+        20,
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        pad_token="[PAD]",
     )
     torch.manual_seed(0)
     config = transformers.BertConfig(
-        vocab_size=size, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        vocab_size=size,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
         max_position_embeddings=20,
     )
     transformers.BertModel(config).save_pretrained(folder)

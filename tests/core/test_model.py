@@ -1,5 +1,7 @@
 """What the sanitizer promises of its output: equalities, bounds, and that it works, with a positive control."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -7,7 +9,12 @@ from sanitizer.errors import SanitizerError
 from sanitizer.networks import summary
 from sanitizer.probes import Probe
 
-UNSAFE = ["a photo of a crimson woman", "scarlet man at a desk", "ruby person", "a portrait of a vermilion woman reading"]
+UNSAFE = [
+    "a photo of a crimson woman",
+    "scarlet man at a desk",
+    "ruby person",
+    "a portrait of a vermilion woman reading",
+]
 HARMLESS = ["a photo of a woman", "a man at a desk in the garden", "two dogs", "", "a portrait of an old man reading"]
 
 
@@ -70,8 +77,8 @@ def test_dtype_device_and_shape_are_those_of_the_input(trained, dtype):
 
 
 def test_batches_and_padding_do_not_matter(trained):
-    encoder, sanitizer, _ = trained
-    e, together = run(trained, [*UNSAFE, *HARMLESS])
+    _encoder, _sanitizer, _ = trained
+    _e, together = run(trained, [*UNSAFE, *HARMLESS])
     for index, prompt in enumerate([*UNSAFE, *HARMLESS]):
         one, alone = run(trained, [prompt])
         length = int(one.mask[0].sum())
@@ -93,17 +100,19 @@ def test_strength_acts_monotonically_on_a_probe(trained):
     for strength in (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0):
         e, out = run(trained, UNSAFE, strength=strength)
         means.append(probe(features(trained, out.rows, e.mask, out.pooled)).mean())
-    assert all(a > b for a, b in zip(means, means[1:], strict=False)), means
+    assert all(a > b for a, b in itertools.pairwise(means)), means
 
 
 def test_a_probe_finds_the_concept_before_and_not_after_and_still_finds_another(trained):
-    encoder, sanitizer, _ = trained
+    encoder, _sanitizer, _ = trained
     probe = concept_probe(trained)
     e, out = run(trained, UNSAFE)
     assert (probe(features(trained, e.rows, e.mask, e.pooled)) > 0).all(), "positive control"
     assert (probe(features(trained, out.rows, e.mask, out.pooled)) < 0).all()
     # Another notion in the same prompts: a man or a woman.
-    women = [f"a {c} woman {a}" for c in ("crimson", "scarlet", "ruby", "carmine") for a in ("reading", "at a desk", "")]
+    women = [
+        f"a {c} woman {a}" for c in ("crimson", "scarlet", "ruby", "carmine") for a in ("reading", "at a desk", "")
+    ]
     men = [text.replace("woman", "man") for text in women]
     harmless = [text.replace("crimson", "tall").replace("scarlet", "old") for text in women + men]
     y = torch.tensor([1.0] * len(women) + [0.0] * len(men))

@@ -23,7 +23,9 @@ def test_a_seed_decides_everything(tiny_encoder, tiny_concept):
     two, _ = fit(tiny_encoder(), [tiny_concept], seed=5, **SMALL)
     other, _ = fit(tiny_encoder(), [tiny_concept], seed=6, **SMALL)
     assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), two.state_dict().values(), strict=True))
-    assert any(not torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
+    assert any(
+        not torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True)
+    )
 
 
 def test_the_users_random_state_is_left_alone(tiny_encoder, tiny_concept):
@@ -116,7 +118,7 @@ def test_constant_leading_rows_are_found(causal, masked):
 
 
 def test_the_report_measures_what_the_sanitizer_does(trained):
-    encoder, sanitizer, report = trained
+    _encoder, _sanitizer, report = trained
     concept = report.concepts[0]
     assert concept.phrases == 1 and concept.auroc is not None
     assert report.benign_identical > 0.9

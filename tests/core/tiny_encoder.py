@@ -10,8 +10,8 @@ import torch
 
 from sanitizer.encoders import Encoding, Fingerprint
 
-RED = frozenset("crimson scarlet ruby vermilion cherry carmine maroon rusty".split())
-GREEN = frozenset("olive jade green".split())
+RED = frozenset(["crimson", "scarlet", "ruby", "vermilion", "cherry", "carmine", "maroon", "rusty"])
+GREEN = frozenset(["olive", "jade", "green"])
 WORD = re.compile(r"\w+|[^\w\s]")
 
 
