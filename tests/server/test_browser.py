@@ -78,7 +78,9 @@ def run(page) -> None:
 
 
 @pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.stem)
-def test_workflow_loads_runs_and_shows_the_words(page, workflow):
+def test_workflow_loads_runs_and_shows_the_words(page, server, workflow):
+    # From an empty cache, so that every node runs and reports; cached ones stay silent in a new window.
+    server.get("/free", {"free_memory": True, "unload_models": True})
     load(page, workflow)
     missing = page.evaluate(
         "(app.graph._nodes ?? app.graph.nodes).filter((n) => n.has_errors || !n.constructor.nodeData"
