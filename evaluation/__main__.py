@@ -1,0 +1,6 @@
+"""python -m evaluation"""
+
+from .development import main
+
+if __name__ == "__main__":
+    raise SystemExit(main())
