@@ -49,7 +49,8 @@ class TinyEncoder:
         rows, mask, tokens, offsets = [], [], [], []
         for own, span in zip(words, spans, strict=True):
             texts = ["", *own, *[""] * (length - len(own) - 1)]
-            vectors = torch.stack([self.vector("<s>"), *map(self.vector, own), *[self.vector("</s>")] * (length - len(own) - 1)])
+            end = [self.vector("</s>")] * (length - len(own) - 1)
+            vectors = torch.stack([self.vector("<s>"), *map(self.vector, own), *end])
             if self.geometry == "causal":
                 seen = vectors.cumsum(0) / torch.arange(1, length + 1)[:, None].sqrt()
                 seen[0] = vectors[0]
