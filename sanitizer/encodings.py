@@ -15,10 +15,11 @@ SORTED_BATCHES = 16
 """Prompts are encoded in order of length within so many batches, which saves padding."""
 PADDING_ROWS = 8
 """Padding rows kept of a prompt, evenly spaced, the last one among them; each stands for several."""
-MEMORY = 3 * 2**30
+MEMORY = 5 * 2**29
 """Bytes of kept rows after which encoding stops; the set so far is used."""
 DEAD = 1e-3
 """A channel whose standard deviation is below this share of the median one carries no prompt and is left alone."""
+MOST_CONSTANT = 64
 CONSTANT = 1e-3
 """A row position whose deviation over prompts is below this share of its norm is constant."""
 
@@ -135,27 +136,28 @@ def encode_all(
             _check_encoding(encoder, encoding, len(index))
             if normaliser is None:
                 # Statistics want variety: an extra batch from all over the first span.
-                sample = part[:: max(1, len(part) // (4 * BATCH))][: 4 * BATCH]
+                sample = part[:: max(1, len(part) // (2 * BATCH))][: 2 * BATCH]
                 normaliser = measure(
                     [encoder.encode([prompts[i] for i in sample[s : s + BATCH]]) for s in range(0, len(sample), BATCH)]
                 )
             for i, item in zip(index, _keep(encoding, normaliser), strict=True):
                 found[i] = item
             progress(stage, min(first + at + len(index), len(prompts)), len(prompts), {})
+        # One large piece a span: the allocator gives large pieces back when they are joined.
+        rows.append(torch.cat([found[i][0] for i in part]))
+        used += rows[-1].numel() * rows[-1].element_size()
         for i in part:
-            row, weight, vector, token, places = found[i]
-            rows.append(row)
+            _, weight, vector, token, places = found[i]
             weights.append(weight)
             pooled.append(vector)
             tokens.append(token)
             kept.append(places)
-            used += row.numel() * row.element_size()
         if used > memory:
             break
     start = torch.tensor([0, *(len(weight) for weight in weights)]).cumsum(0)
     return Encodings(
         normaliser=normaliser,
-        rows=torch.cat(rows),
+        rows=_joined(rows),
         weight=torch.cat(weights),
         start=start,
         pooled=None if pooled[0] is None else torch.stack(pooled),
@@ -164,12 +166,23 @@ def encode_all(
     )
 
 
+def _joined(pieces: list[Tensor]) -> Tensor:
+    """The pieces as one tensor, each freed as soon as it is copied: both at once would take twice the memory."""
+    out = torch.empty(sum(len(piece) for piece in pieces), *pieces[0].shape[1:], dtype=pieces[0].dtype)
+    at = 0
+    while pieces:
+        piece = pieces.pop(0)
+        out[at : at + len(piece)] = piece
+        at += len(piece)
+    return out
+
+
 def measure(encodings: Sequence[Encoding]) -> Normaliser:
     """Mean and deviation of each channel, and the constant leading rows."""
     lengths = {e.rows.shape[1] for e in encodings}
     visible = all(bool(e.mask.all()) for e in encodings)
     fixed = len(lengths) == 1 and visible
-    shortest = min(lengths)
+    shortest = min([*lengths, MOST_CONSTANT])
     leading = torch.cat([e.rows[:, :shortest].float().cpu() for e in encodings])
     count = 0
     while count < shortest - 1:

@@ -13,6 +13,8 @@ from .optimisation import Settings, noisy, optimise, weighted_mean
 from .pairs import Prompt
 
 SAMPLED_ROWS = 40_000
+SAMPLED_VALUES = 2**25
+"""Limits of the rows that the directions are computed from; the second is for wide encoders' memory."""
 RIDGE = 0.05
 FISHER_PAIRS = 1500
 
@@ -28,15 +30,16 @@ class AlignedRows:
         self.anchor = {i: prompts[i].anchor for i in self.targets}
 
     def sample(self, among: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Rows of targets and the anchor rows that they align with: twice (about SAMPLED_ROWS at most, D)."""
+        """Rows of targets and the anchor rows that they align with: twice (limited, D)."""
         start, rows = self.encodings.start, self.encodings.rows
+        limit = min(SAMPLED_ROWS, SAMPLED_VALUES // rows.shape[1])
         target, anchor, total = [], [], 0
         for i in among:
             own, others = self.aligned[i]
             target.append(rows[int(start[i]) + own].float())
             anchor.append(rows[int(start[self.anchor[i]]) + others].float())
             total += len(own)
-            if total > SAMPLED_ROWS:
+            if total > limit:
                 break
         return torch.cat(target), torch.cat(anchor)
 
