@@ -103,7 +103,8 @@ class Server:
                     if options and options[0].get("forceInput"):
                         continue
                     inputs[name] = next(values)
-                    if options and options[0].get("control_after_generate"):
+                    # The front end adds "control after generate" to every widget of this name.
+                    if name == "seed":
                         next(values)
             for socket_ in node["inputs"]:
                 if socket_["link"] is not None:
