@@ -6,7 +6,7 @@ from comfy_api.latest import io
 
 from .conditioning import RECORD
 from .loaded import LoadedSanitizer, SanitizerSocket
-from .messages import CATEGORY, STRENGTH, THRESHOLD, ui
+from .messages import CATEGORY, STRENGTH, THRESHOLD, readable, ui
 from .tokens import has_text, row_tokens
 
 
@@ -67,5 +67,6 @@ class SanitizeCLIP(io.ComfyNode):
         sanitizer.check_clip(clip, "Sanitize CLIP")
         sanitized = clip.clone()
         sanitized.cond_stage_model = SanitizedTextModel(clip, sanitizer, strength, threshold)
-        line = f"Erases {', '.join(sanitizer.concepts)} from whatever is encoded with this CLIP."
+        names = ", ".join(readable(name) for name in sanitizer.concepts)
+        line = f"Erases {names} from whatever is encoded with this CLIP."
         return io.NodeOutput(sanitized, ui=ui({"kind": "status", "state": "ready", "text": line}))
