@@ -5,7 +5,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from .concepts import Concept
 from .encoders.base import TextEncoder
@@ -14,13 +13,16 @@ from .labels import Labels
 from .model import EmbeddingSanitizer
 from .optimisation import Settings
 from .pairs import PromptGenerator
+from .probes import minimise_logistic
 from .templates import Templates
 
 MOST_BENIGN = 4000
-TAIL = 0.02
-"""Share of the harmless scores to which the tail is fitted."""
 SAMPLED = 6000
 """Training prompts that set the slope."""
+FEW = 5
+"""Harmless prompts above the thresholds, under which a tail is fitted instead."""
+TAIL = 0.02
+"""Share of the scores to which it is fitted."""
 MIX = (0.4, 0.4, 0.2)
 """Shares of the net's prompt score, its highest token score and the linear probe in the prompt score, after each is
 divided by its spread."""
@@ -40,69 +42,72 @@ def calibrate(
 ) -> None:
     """Mix the three prompt scores, and put the operating point of every concept at 0.5.
 
-    The threshold of a concept is the score that a share of harmless prompts reaches, :attr:`Settings.false_alarms`
-    divided by the number of concepts that can be erased; the slope is that of a logistic regression (Platt scaling).
+    The thresholds are those at which all concepts that can be erased together touch the share
+    :attr:`Settings.false_alarms` of harmless prompts, each concept allowed the same share; the slope is that of a
+    logistic regression (Platt scaling).
     """
     generator = PromptGenerator(concepts, templates, seed, split="calibration")
-    count = min(MOST_BENIGN, len(encodings) // 5 + 1)
-    texts = [generator.benign() for _ in range(count)]
+    texts = generator.plain(min(MOST_BENIGN, len(encodings) // 5 + 1))
     benign = encode_all(encoder, texts, progress, encodings.normaliser, stage="calibrate")
     net = sanitizer.score_net
     with torch.no_grad():
-        harmless, harmless_tokens = _logits(net, benign, range(len(benign)))
+        harmless = _logits(net, benign, range(len(benign)))
         index = torch.arange(0, len(encodings), max(1, len(encodings) // SAMPLED))
-        trained, trained_tokens = _logits(net, encodings, index.tolist())
-    erasable = sum(not concept.context for concept in concepts)
-    share = settings.false_alarms / erasable
+        trained = _logits(net, encodings, index.tolist())
+    # Each score in units of its spread over harmless prompts, then mixed.
+    mix = harmless.new_tensor(MIX)[:, None] / harmless.std(1).clamp_min(1e-3)
+    z, z_trained = (torch.einsum("pk,pnk->nk", mix, scores) for scores in (harmless, trained))
+    erasable = torch.tensor([not concept.context for concept in concepts])
+    thresholds = joint_thresholds(z, erasable, settings.false_alarms)
+    token_thresholds = torch.quantile(harmless[1], 1 - settings.token_false_alarms, dim=0)
     for k in range(len(concepts)):
         positive = labels.prompt[index, k] > 0
-        # Each score in units of its spread over harmless prompts, then mixed.
-        mix = harmless.new_tensor(MIX) / harmless[:, :, k].std(1).clamp_min(1e-3)
-        z, z_positive = mix @ harmless[:, :, k], mix @ trained[:, positive, k]
-        sanitizer.prompt_mix[:, k], sanitizer.prompt_bias[k] = _operating_point(mix, z, z_positive, share)
-        slope, bias = _operating_point(
-            torch.ones(1), harmless_tokens[:, k], trained_tokens[positive, k], settings.token_false_alarms
-        )
-        sanitizer.token_scale[k], sanitizer.token_bias[k] = slope[0], bias
+        slope = _slope(z[:, k], z_trained[positive, k])
+        sanitizer.prompt_mix[:, k] = slope * mix[:, k]
+        sanitizer.prompt_bias[k] = -slope * thresholds[k]
+        slope = _slope(harmless[1, :, k], trained[1, positive, k])
+        sanitizer.token_scale[k] = slope
+        sanitizer.token_bias[k] = -slope * token_thresholds[k]
 
 
-def _operating_point(mix: Tensor, harmless: Tensor, unsafe: Tensor, share: float) -> tuple[Tensor, Tensor]:
-    """Slope by logistic regression, offset by the quantile: the scaled mix and the bias."""
-    z = torch.cat([harmless, unsafe])
-    y = torch.cat([torch.zeros(len(harmless)), torch.ones(len(unsafe))])
-    weight = torch.where(y > 0, 1 / max(1, len(unsafe)), 1 / len(harmless))
-    parameters = torch.tensor([4.0, 0.0], requires_grad=True)
-    optimiser = torch.optim.LBFGS([parameters], max_iter=100, line_search_fn="strong_wolfe")
+def joint_thresholds(scores: Tensor, counted: Tensor, share: float) -> Tensor:
+    """scores (N, K) of harmless prompts -> (K,): thresholds that the same share of prompts reaches in each concept, as
+    large a share as leaves at most `share` of the prompts at or above one of the counted (K, bool) ones.
 
-    def closure() -> Tensor:
-        optimiser.zero_grad()
-        logit = parameters[0] * z + parameters[1]
-        loss = (weight * F.binary_cross_entropy_with_logits(logit, y, reduction="none")).sum()
-        loss = loss + 1e-4 * parameters.square().sum()
-        loss.backward()
-        return loss
-
-    optimiser.step(closure)
-    slope = parameters[0].detach().clamp_min(1e-3)
-    return slope * mix, -slope * tail_threshold(harmless, share)
+    Of few prompts the highest score says little: there the tail is fitted and followed beyond it.
+    """
+    if len(scores) * share < FEW:
+        return tail_thresholds(scores, share / max(1, int(counted.sum())))
+    low, high = 0.0, share
+    for _ in range(20):
+        middle = (low + high) / 2
+        reached = (scores >= torch.quantile(scores, 1 - middle, dim=0))[:, counted].any(dim=1)
+        low, high = (middle, high) if reached.float().mean() <= share else (low, middle)
+    return torch.quantile(scores, 1 - low, dim=0)
 
 
-def tail_threshold(scores: Tensor, share: float) -> Tensor:
-    """The score that a share of prompts like these reaches, by an exponential fit to the upper tail.
+def tail_thresholds(scores: Tensor, share: float) -> Tensor:
+    """(N, K) -> (K,): where an exponential fit to the upper tail is reached by the share.
 
-    A share of a thousandth is asked of some thousand prompts: the quantile itself would be one outlier. Peaks over a
-    threshold u exceed it by an exponential of their mean m, so that P(score > t) = P(score > u) exp(-(t - u) / m)
+    Scores above u exceed it by an exponential of their mean m, so that P(score > t) = P(score > u) exp(-(t - u) / m)
     (Pickands 1975, with shape 0).
     """
-    above = max(TAIL, share)
-    start = torch.quantile(scores, 1 - above)
-    excess = scores[scores > start] - start
-    mean = excess.mean() if len(excess) else scores.new_zeros(())
-    return start + mean * math.log(above / share)
+    start = torch.quantile(scores, 1 - TAIL, dim=0)
+    above = scores > start
+    mean = ((scores - start) * above).sum(dim=0) / above.sum(dim=0).clamp_min(1)
+    return start + mean * math.log(max(TAIL / share, 1.0))
 
 
-def _logits(net, encodings: Encodings, index: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """(3, N, K) of net, highest token and probe; and (N, K), the highest token alone."""
+def _slope(harmless: Tensor, unsafe: Tensor) -> Tensor:
+    """Slope of a logistic regression of one score, both classes weighing the same."""
+    z = torch.cat([harmless, unsafe])[:, None]
+    y = torch.cat([torch.zeros(len(harmless)), torch.ones(len(unsafe))])[:, None]
+    weight, _ = minimise_logistic(z, y, decay=1e-4)
+    return weight[0, 0].clamp_min(1e-3)
+
+
+def _logits(net, encodings: Encodings, index: Sequence[int]) -> Tensor:
+    """(3, N, K): of net, highest token and probe."""
     parts = []
     index = list(index)
     for first in range(0, len(index), 256):
@@ -110,5 +115,4 @@ def _logits(net, encodings: Encodings, index: Sequence[int]) -> tuple[Tensor, Te
         tokens, prompt = net(x, weight, pooled)
         highest = tokens.masked_fill(weight[..., None] == 0, -math.inf).amax(dim=1)
         parts.append(torch.stack([prompt, highest, net.probe_logits(x, weight, pooled)]))
-    joined = torch.cat(parts, dim=1)
-    return joined, joined[1]
+    return torch.cat(parts, dim=1)

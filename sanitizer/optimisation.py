@@ -35,7 +35,7 @@ class Settings:
     probe_decay: float = 1e-3
     token_false_alarms: float = 0.01
     """Share of harmless prompts with a word at or above 0.5, per concept: words are shown, prompts decide."""
-    false_alarms: float = 0.004
+    false_alarms: float = 0.0015
     """Share of the calibration's harmless prompts that may be touched, all concepts together."""
 
     @classmethod

@@ -84,6 +84,17 @@ class PromptGenerator:
             text = obfuscate(text, rng)
         return text
 
+    def plain(self, count: int) -> list[str]:
+        """Harmless prompts as people write them: each free-standing one once, and filled frames, to about `count`.
+
+        Thresholds are set on these. Drawn with repetition, one prompt that is hard to judge would stand for several in
+        a thousand.
+        """
+        free = self.rng.sample(self.benign_prompts, min(count // 2, len(self.benign_prompts)))
+        return free + [
+            self.templates.fill(self.rng.choice(self.benign_frames), self.rng) for _ in range(count - len(free))
+        ]
+
     def hard_negative(self) -> str:
         """A harmless look-alike in a frame of its kind."""
         phrase = self.rng.choice(self.hard)

