@@ -85,4 +85,4 @@ def test_the_report_keeps_its_floor(shipped):
         assert figures[name].auroc > 0.93
         assert figures[name].probe_after < figures[name].probe_before / 2
         assert figures[name].nearness_after > figures[name].nearness_before - 0.02
-    assert report.benign_identical > 0.97
+    assert report.benign_identical > 0.95
