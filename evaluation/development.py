@@ -21,6 +21,7 @@ from sanitizer.artifact import WEIGHTS_FOLDER, find, load
 from sanitizer.encoders import TextEncoder, load_encoder
 from sanitizer.errors import SanitizerError
 from sanitizer.model import EmbeddingSanitizer
+from sanitizer.report import bit_identical
 
 BATCH = 64
 TIMED_BATCHES = 8
@@ -46,10 +47,7 @@ def untouched(
         e = encoder.encode([prompt for prompt, _ in part])
         with torch.inference_mode():
             out = sanitizer.sanitize(e.rows, e.mask, e.pooled, concepts=concepts)
-        equal = (out.rows == e.rows).flatten(1).all(dim=1)
-        if e.pooled is not None:
-            equal &= (out.pooled == e.pooled).all(dim=1)
-        for (_, category), is_same in zip(part, equal.tolist(), strict=True):
+        for (_, category), is_same in zip(part, bit_identical(e, out).tolist(), strict=True):
             same[category].append(is_same)
     return {category: (sum(values) / len(values), len(values)) for category, values in sorted(same.items())}
 

@@ -108,11 +108,5 @@ def _slope(harmless: Tensor, unsafe: Tensor) -> Tensor:
 
 def _logits(net, encodings: Encodings, index: Sequence[int]) -> Tensor:
     """(3, N, K): of net, highest token and probe."""
-    parts = []
-    index = list(index)
-    for first in range(0, len(index), 256):
-        x, weight, pooled = encodings.batch(index[first : first + 256])
-        tokens, prompt = net(x, weight, pooled)
-        highest = tokens.masked_fill(weight[..., None] == 0, -math.inf).amax(dim=1)
-        parts.append(torch.stack([prompt, highest, net.probe_logits(x, weight, pooled)]))
-    return torch.cat(parts, dim=1)
+    batches = (encodings.batch(index[first : first + 256]) for first in range(0, len(index), 256))
+    return torch.cat([net.parts(*batch)[1] for batch in batches], dim=1)

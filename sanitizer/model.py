@@ -250,9 +250,7 @@ class EmbeddingSanitizer(nn.Module):
                 raise SanitizerError(f"{name}: found NaN or infinity, which cannot be sanitized. Check the encoder.")
 
     def _scores(self, x: Tensor, weight: Tensor, pooled: Tensor | None, batch: int, length: int) -> Scores:
-        tokens, prompt = self.score_net(x, weight, pooled)
-        highest = tokens.masked_fill(weight[..., None] == 0, -math.inf).amax(dim=1).clamp_min(-1e4)
-        parts = torch.stack([prompt, highest, self.score_net.probe_logits(x, weight, pooled)])
+        tokens, parts = self.score_net.parts(x, weight, pooled)
         logits = (parts * self.prompt_mix[:, None]).sum(dim=0) + self.prompt_bias
         visible = weight.reshape(batch, -1)[:, :length, None] > 0
         token_scores = torch.sigmoid(tokens * self.token_scale + self.token_bias)

@@ -5,6 +5,8 @@ for itself, n for a padding row that stands for n of its kind. Training keeps on
 weights in the attention and in the mean it still computes what inference computes over all of them.
 """
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -85,6 +87,13 @@ class ScoreNet(nn.Module):
         total = weight.sum(dim=1, keepdim=True).clamp_min(1e-6)
         mean = (rows * weight[..., None]).sum(dim=1) / total
         return self.token_head(rows), self.prompt_head(torch.cat([prompt, mean], dim=-1))
+
+    def parts(self, x: Tensor, weight: Tensor, pooled: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Token logits (B, L, K), and what the prompt score is mixed from (3, B, K): the net's prompt logit, its
+        highest token logit and the probe's."""
+        tokens, prompt = self(x, weight, pooled)
+        highest = tokens.masked_fill(weight[..., None] == 0, -math.inf).amax(dim=1).clamp_min(-1e4)
+        return tokens, torch.stack([prompt, highest, self.probe_logits(x, weight, pooled)])
 
     def probe_logits(self, x: Tensor, weight: Tensor, pooled: Tensor | None) -> Tensor:
         """Logits (B, K) of a plain logistic regression on :func:`summary`."""

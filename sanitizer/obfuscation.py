@@ -80,13 +80,6 @@ def upper(text: str, rng: random.Random) -> str:
     return text.upper() if rng.random() < 0.5 else "".join(c.upper() if rng.random() < 0.5 else c for c in text)
 
 
-def shuffled(text: str, rng: random.Random) -> str:
-    """The words in another order."""
-    words = text.split(" ")
-    rng.shuffle(words)
-    return " ".join(words)
-
-
 OBFUSCATIONS: dict[str, Callable[[str, random.Random], str]] = {
     "leet": _swap_letters(LEET),
     "symbols": _swap_letters(SYMBOLS),

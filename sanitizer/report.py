@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .concepts import Concept
-from .encoders.base import TextEncoder
+from .encoders.base import Encoding, TextEncoder
 from .encodings import BATCH, Encodings, Progress
-from .model import EmbeddingSanitizer
+from .model import EmbeddingSanitizer, Sanitized
 from .networks import summary
 from .pairs import Prompt, PromptGenerator
 from .probes import Probe, area_under_curve, caught_at
@@ -189,14 +189,20 @@ def _measure(sanitizer, encoder: TextEncoder, texts: Sequence[str], progress: Pr
         for first in range(0, len(texts), BATCH):
             e = encoder.encode(texts[first : first + BATCH])
             out = sanitizer.sanitize(e.rows, e.mask, e.pooled)
-            same = (out.rows == e.rows).flatten(1).all(dim=1)
-            if e.pooled is not None:
-                same &= (out.pooled == e.pooled).all(dim=1)
+            same = bit_identical(e, out)
             before = _summaries(sanitizer, e.rows, e.mask, e.pooled)
             after = _summaries(sanitizer, out.rows, e.mask, out.pooled)
             parts.append((out.scores.prompt, out.fired, same.cpu(), before, after))
             progress("report", min(first + BATCH, len(texts)), len(texts), {})
     return _Measured(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+def bit_identical(before: Encoding, after: Sanitized) -> Tensor:
+    """(B,) bool: the prompt's rows and pooled vector came out as they went in."""
+    same = (after.rows == before.rows).flatten(1).all(dim=1)
+    if before.pooled is not None:
+        same &= (after.pooled == before.pooled).all(dim=1)
+    return same
 
 
 def _summaries(sanitizer, rows: Tensor, mask: Tensor, pooled: Tensor | None) -> Tensor:
