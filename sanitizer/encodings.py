@@ -9,10 +9,13 @@ from torch import Tensor
 
 from .encoders.base import Encoding, TextEncoder
 from .errors import SanitizerError
+from .networks import summary
 
 BATCH = 64
 SORTED_BATCHES = 16
 """Prompts are encoded in order of length within so many batches, which saves padding."""
+SUMMARISED = 512
+"""Prompts summarised at once."""
 PADDING_ROWS = 8
 """Padding rows kept of a prompt, evenly spaced, the last one among them; each stands for several."""
 MEMORY = 5 * 2**29
@@ -78,6 +81,12 @@ class Encodings:
         weight = torch.nn.utils.rnn.pad_sequence([self.weight[part] for part in parts], batch_first=True)
         pooled = None if self.pooled is None else self.pooled[list(index)].to(device, torch.float32)
         return x.to(device, torch.float32), weight.to(device), pooled
+
+    def summaries(self, index: Sequence[int] | None = None, device: str | torch.device = "cpu") -> Tensor:
+        """(N, 2 D + P) of the given prompts, None for all: see :func:`networks.summary`."""
+        index = range(len(self)) if index is None else index
+        parts = (index[first : first + SUMMARISED] for first in range(0, len(index), SUMMARISED))
+        return torch.cat([summary(*self.batch(part, device)) for part in parts])
 
 
 def kept_rows(tokens: Sequence[str], mask: Sequence[bool]) -> tuple[list[int], list[float]]:

@@ -45,12 +45,9 @@ class AlignedRows:
 
     def summaries(self, among: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Mean and last rows of targets and of their anchors: twice (N, 2 D)."""
-
-        def of(index: Sequence[int]) -> Tensor:
-            parts = (self.encodings.batch(index[at : at + 256])[:2] for at in range(0, len(index), 256))
-            return torch.cat([summary(x, weight, None) for x, weight in parts])
-
-        return of(among), of([self.anchor[i] for i in among])
+        width = 2 * self.encodings.rows.shape[1]
+        index = [self.anchor[i] for i in among]
+        return self.encodings.summaries(among)[:, :width], self.encodings.summaries(index)[:, :width]
 
     def pooled(self) -> tuple[Tensor, Tensor]:
         """Pooled vectors of targets and anchors: twice (N, P)."""

@@ -217,5 +217,4 @@ def _concept_probe(name: str, prompts: Sequence[Prompt], encodings: Encodings) -
     unsafe = [i for i, p in enumerate(prompts) if name in p.concepts]
     harmless = [i for i, p in enumerate(prompts) if not p.concepts][: 3 * len(unsafe)]
     index = unsafe + harmless
-    x = torch.cat([summary(*encodings.batch(index[i : i + 512])) for i in range(0, len(index), 512)])
-    return Probe.fit(x, torch.tensor([1.0] * len(unsafe) + [0.0] * len(harmless)))
+    return Probe.fit(encodings.summaries(index), torch.tensor([1.0] * len(unsafe) + [0.0] * len(harmless)))

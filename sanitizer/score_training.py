@@ -7,7 +7,6 @@ from torch.nn import functional as F
 from .encodings import Encodings, Progress
 from .labels import Labels, token_labels
 from .model import EmbeddingSanitizer
-from .networks import summary
 from .optimisation import Settings, noisy, optimise, weighted_mean
 from .probes import minimise_logistic
 
@@ -50,16 +49,9 @@ def train_probe(sanitizer: EmbeddingSanitizer, encodings: Encodings, labels: Lab
     """Plain logistic regression on the summaries, to convergence."""
     device = sanitizer.mean.device
     weight, bias = minimise_logistic(
-        summaries(encodings, device), labels.prompt.to(device), labels.known.to(device), settings.probe_decay
+        encodings.summaries(device=device), labels.prompt.to(device), labels.known.to(device), settings.probe_decay
     )
     with torch.no_grad():
         sanitizer.score_net.probe.weight.copy_(weight)
         sanitizer.score_net.probe.bias.copy_(bias)
 
-
-def summaries(encodings: Encodings, device="cpu") -> Tensor:
-    """(N, 2 D + P)."""
-    parts = []
-    for first in range(0, len(encodings), 512):
-        parts.append(summary(*encodings.batch(range(first, min(first + 512, len(encodings))), device)))
-    return torch.cat(parts)
