@@ -1,6 +1,8 @@
-"""python -m evaluation"""
+"""`python -m evaluation`: see evaluation/cli.py."""
 
-from .development import main
+import sys
+
+from .cli import main
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Figures -> Markdown, JSON and one HTML page with its pictures inside."""
