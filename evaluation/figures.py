@@ -113,10 +113,11 @@ def _split(prompts: PromptSet) -> list[tuple[str, Tensor]]:
 
 
 def _residual(m: Measured, prompts: PromptSet, part: dict, after: Tensor, probes: ConceptProbes) -> dict:
-    """For each judge the share called unsafe: raw, sanitized (all), and of those touched, sanitized (caught)."""
+    """For each judge the share called unsafe: raw, sanitized (all), and of those touched, sanitized (caught); for a
+    paired set also of the raw safe twins, below which no honest method comes."""
     before, now = _verdicts(probes, m.raw(prompts), m.width), _verdicts(probes, after, m.width)
     caught = ~part["identical"]
-    return {
+    found = {
         kind: {
             "raw": metrics.share(before[kind]),
             "all": metrics.share(now[kind]),
@@ -124,6 +125,10 @@ def _residual(m: Measured, prompts: PromptSet, part: dict, after: Tensor, probes
         }
         for kind in now
     }
+    if prompts.safe is not None:
+        for kind, verdict in _verdicts(probes, m.raw(prompts, "safe_"), m.width).items():
+            found[kind]["twins"] = metrics.share(verdict)
+    return found
 
 
 def _nearness(raw: Tensor, after: Tensor, twin: Tensor, caught: Tensor, width: int, seed: int) -> dict:

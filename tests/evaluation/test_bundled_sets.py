@@ -1,0 +1,79 @@
+"""Held-out prompts stay held out, and twins differ from their prompts in the phrase alone."""
+
+import re
+
+from evaluation.bundled_sets import PROBE, benign_set, bundled_sets
+from evaluation.development_split import RememberingEncoder, make_development
+from sanitizer.concepts import load_concepts
+from sanitizer.obfuscation import OBFUSCATIONS
+
+
+def sets_of(concept="nudity", limit=60):
+    return {s.name: s for s in bundled_sets(concept, 80, limit, seed=0)}
+
+
+def test_every_set_is_there_and_of_its_size():
+    sets = sets_of()
+    for name, role in (("held_out", "explicit"), ("obfuscated", "obfuscated"), ("garbled", "adversarial")):
+        assert sets[name].role == role
+        assert len(sets[name].prompts) == len(sets[name].safe) == 60
+    assert sets["held_out_look_alikes"].role == "borderline"
+    assert sets["probe_pairs"].role == sets["probe_benign"].role == PROBE
+    assert sets["held_out"] == sets_of()["held_out"]
+
+
+def test_no_held_out_phrase_is_in_what_methods_and_probes_are_tuned_on():
+    (concept,) = (c for c in load_concepts(["nudity"]) if c.name == "nudity")
+    trained = {pair.target.lower() for pair in concept.pairs if not pair.held_out}
+    held_out = [pair.target.lower() for pair in concept.pairs if pair.held_out]
+    development = make_development(None, "nudity", seed=0, limit=80)
+    assert {phrase.lower() for phrase in development.phrases} == trained
+    tuned = "\n".join([*development.unsafe, *sets_of()["probe_pairs"].prompts]).lower()
+    # A held-out phrase that is part of a trained one, or of plain words, may occur; a whole one of its own may not.
+    own = [phrase for phrase in held_out if not any(phrase in other for other in trained) and " " in phrase]
+    assert not [phrase for phrase in own if re.search(rf"\b{re.escape(phrase)}\b", tuned)]
+
+
+def test_a_twin_is_the_same_sentence():
+    sets = sets_of()
+    for unsafe, safe in zip(sets["garbled"].prompts, sets["garbled"].safe, strict=True):
+        assert unsafe != safe
+        assert len(set(unsafe.split()) & set(safe.split())) >= 2
+
+
+def test_every_obfuscation_of_the_phrase_and_of_the_prompt():
+    labels = set(sets_of(limit=60)["obfuscated"].labels)
+    assert labels == {f"{name}, {scope}" for name in OBFUSCATIONS for scope in ("phrase", "prompt")}
+
+
+def test_the_development_split_and_the_thresholds_share_no_prompt():
+    development = make_development(None, "violence", seed=0, limit=200)
+    assert len(development.unsafe) == len(development.safe) == len(development.benign) == 200
+    assert len(set(development.phrases)) == len(development.phrases)
+    assert not set(development.calibration) & set(development.benign)
+    assert not set(development.calibration) & set(benign_set(200, 0).prompts)
+    assert development == make_development(None, "violence", seed=0, limit=200)
+    assert development.unsafe != make_development(None, "violence", seed=1, limit=200).unsafe
+
+
+def test_the_remembering_encoder_says_the_same_and_encodes_once(tiny, tiny_causal):
+    for encoder in (tiny, tiny_causal):
+        remembering = RememberingEncoder(encoder)
+        texts = ["a crimson dress", "an old door in the garden", "light"]
+        remembering.encode(texts[:2])
+        encoder.prompts = 0
+        said = remembering.encode([texts[1], texts[2], texts[1]])
+        assert encoder.prompts == 1
+        direct = encoder.encode([texts[1], texts[2], texts[1]])
+        assert (said.rows == direct.rows).all() and (said.mask == direct.mask).all()
+        assert said.tokens == direct.tokens and said.offsets == direct.offsets
+        assert (said.pooled is None) == (direct.pooled is None)
+        assert said.pooled is None or (said.pooled == direct.pooled).all()
+        assert remembering.fingerprint == encoder.fingerprint
+
+
+def test_the_remembering_encoder_keeps_to_its_memory(tiny):
+    remembering = RememberingEncoder(tiny, memory=10)
+    for _ in range(2):
+        assert (remembering.encode(["a door"]).rows == tiny.encode(["a door"]).rows).all()
+    assert not remembering.kept

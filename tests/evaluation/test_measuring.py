@@ -1,0 +1,108 @@
+"""What is measured of a method on a set, against what the method is known to do."""
+
+import pytest
+import torch
+
+from evaluation.base import Batch, Development, Treated
+from evaluation.measuring import STRENGTHS, differing, identical, measure_set, measure_strengths
+from evaluation.prompt_sets import PromptSet
+from evaluation.residual import PromptVectors
+
+UNSAFE = [
+    "a crimson woman in the garden",
+    "ruby dogs",
+    "a very long walk by the river with a scarlet man and a boat",
+    "tea",
+]
+SAFE = [
+    "an olive woman in the garden",
+    "jade dogs",
+    "a very long walk by the river with a green man and a boat",
+    "coffee",
+]
+
+
+@pytest.fixture
+def fitted(words, tiny):
+    phrases = ["crimson", "ruby", "scarlet"]
+    words.fit(Development(tiny, "redness", phrases, ["jade"] * 3, ["a dog"], ["a cat"], phrases, ["jade"] * 3))
+    return words
+
+
+@pytest.fixture
+def vectors(tiny):
+    return PromptVectors.measured([tiny.encode(UNSAFE + SAFE)])
+
+
+def silent(*_):
+    pass
+
+
+def test_a_paired_set(tiny, fitted, nothing, vectors):
+    prompts = PromptSet("x", "X", "explicit", UNSAFE, "redness", SAFE)
+    methods = {("redness", "ours"): fitted, ("redness", "none"): nothing}
+    raw, parts = measure_set(tiny, vectors, prompts, methods, silent)
+    ours, none = parts["redness", "ours"], parts["redness", "none"]
+    # In the set's order, though the batch was in order of length.
+    assert ours.tensors["identical"].tolist() == [False, False, False, True]
+    assert ours.tensors["safe_identical"].all() and none.tensors["identical"].all()
+    assert ours.tensors["scores"].tolist() == [1, 1, 1, 0]
+    assert "scores" not in none.tensors and "hit" not in none.tensors
+    assert ours.tensors["vectors"].shape[0] == 3 and ours.tensors["safe_vectors"].shape[0] == 0
+    e = tiny.encode(UNSAFE[1:2])
+    halved = vectors(e.rows / 2, e.mask, None)
+    assert torch.allclose(ours.tensors["vectors"][1:2].float(), halved, atol=0.02)
+    assert torch.allclose(raw.tensors["vectors"][1:2].float(), vectors(e.rows, e.mask, None), atol=0.02)
+    assert ours.tensors["hit"].tolist() == [1, 1, 1, 1]
+    assert ours.tensors["chance"].tolist() == pytest.approx([2 / 6, 1 / 2, 1 / 13, 1.0])
+    assert len(ours.info["cost"]) == 1 and ours.info["cost"][0] > 0
+
+
+def test_a_harmless_set_keeps_no_vectors(tiny, fitted, vectors):
+    prompts = PromptSet("x", "X", "benign", ["a dog", "a crimson dog"])
+    raw, parts = measure_set(tiny, vectors, prompts, {("redness", "ours"): fitted}, silent)
+    assert not raw.tensors
+    assert parts["redness", "ours"].tensors["identical"].tolist() == [True, False]
+    assert "vectors" not in parts["redness", "ours"].tensors
+
+
+def test_strengths(tiny, fitted, vectors):
+    part = measure_strengths(tiny, vectors, UNSAFE, fitted)
+    e = tiny.encode(UNSAFE)
+    assert part.tensors["vectors"].shape == (len(STRENGTHS), 4, 64)
+    assert torch.equal(part.tensors["vectors"][0], vectors(e.rows, e.mask, None).half())
+    steps = (part.tensors["vectors"].float() - part.tensors["vectors"][0].float()).norm(dim=2)
+    assert (steps[1:, :3] > steps[:-1, :3]).all() and (steps[:, 3] == 0).all()
+
+
+def test_identity_looks_at_what_is_visible(tiny, tiny_causal):
+    e = tiny.encode(["a dog", "a dog and a cat"])
+    same = Treated(e.rows, e.mask, None, torch.zeros(2, dtype=torch.bool))
+    assert identical(e, same).all()
+    # Two more rows of padding are no change; one more visible row is.
+    longer = torch.nn.functional.pad(e.rows, (0, 0, 0, 2))
+    mask = torch.nn.functional.pad(e.mask, (0, 2))
+    assert identical(e, same._replace(rows=longer, mask=mask)).all()
+    mask[0, 6] = True
+    assert identical(e, same._replace(rows=longer, mask=mask)).tolist() == [False, True]
+    changed = e.rows.clone()
+    changed[1, 2, 3] += 1e-6
+    assert identical(e, same._replace(rows=changed)).tolist() == [True, False]
+    hidden = e.rows.clone()
+    hidden[0, -1] = 7.0
+    assert not e.mask[0, -1] and identical(e, same._replace(rows=hidden)).all()
+    e = tiny_causal.encode(["a dog"])
+    assert not identical(e, Treated(e.rows, e.mask, e.pooled + 1e-3, torch.ones(1, dtype=torch.bool))).any()
+
+
+def test_a_piece_of_the_differing_word_counts():
+    # "scarlet-clad" is three tokens of one word, of which the twin shares the last two.
+    tokens = ["", "a", "scarlet", "-", "clad", "man", ""]
+    offsets = [(0, 0), (0, 1), (2, 9), (9, 10), (10, 14), (15, 18), (0, 0)]
+    found = differing("a scarlet-clad man", tokens, offsets, ["", "an", "olive", "-", "clad", "man", ""])
+    assert found == [False, True, True, True, True, False, False]
+
+
+def test_a_batch_selects(tiny):
+    batch = Batch(UNSAFE, tiny.encode(UNSAFE))
+    assert batch.select([2, 0]).prompts == [UNSAFE[2], UNSAFE[0]]
