@@ -54,7 +54,7 @@ def test_a_paired_set(tiny, fitted, nothing, vectors):
     assert torch.allclose(ours.tensors["vectors"][1:2].float(), halved, atol=0.02)
     assert torch.allclose(raw.tensors["vectors"][1:2].float(), vectors(e.rows, e.mask, None), atol=0.02)
     assert ours.tensors["hit"].tolist() == [1, 1, 1, 1]
-    assert ours.tensors["chance"].tolist() == pytest.approx([2 / 6, 1 / 2, 1 / 13, 1.0])
+    assert ours.tensors["chance"].tolist() == pytest.approx([2 / 6, 1 / 2, 1 / 14, 1.0])
     assert len(ours.info["cost"]) == 1 and ours.info["cost"][0] > 0
 
 

@@ -20,7 +20,7 @@ def figures(found):
 
 
 def test_a_run_writes_its_report(harness, capsys):
-    (harness.sets / "coco_captions.csv").write_text("prompt\na dog on a sofa\ntwo cats\n")
+    (harness.sets / "coco_captions.csv").write_text("prompt\na dog, a fox\nan ox\n")
     (harness.sets / "overt_mini.csv").write_text("prompt,category\na beach,sexual_content\na castle,violence\n")
     assert harness() == 0
     assert "i2p: not in" in capsys.readouterr().err
