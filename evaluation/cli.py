@@ -5,7 +5,6 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from sanitizer.cli.train import Bars
 from sanitizer.errors import SanitizerError
 from sanitizer.heatmap import printable
 
@@ -67,6 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run_command(options: argparse.Namespace) -> int:
     """`run`: see the options of build_parser."""
+    from sanitizer.cli.train import Bars
+
     from . import runner
     from .report.plots import check_matplotlib
     from .report.write import write_report
@@ -100,7 +101,7 @@ def run_command(options: argparse.Namespace) -> int:
             examples=examples, seed=options.seed,
             progress=lambda stage, done, total: bars(stage, done, total, {}),
             sanitizer=sanitizer,
-            sanitizer_digest=runner.file_digest(path) if path else "",
+            digest=runner.sanitizer_digest(path),
         )  # fmt: skip
     facts = {
         "encoder": options.encoder,

@@ -3,9 +3,10 @@
 import hashlib
 import inspect
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ from .all_concepts import ALL, AllConcepts
 from .base import BATCH, Method
 from .bundled_sets import HELD_OUT, PROBE_BENIGN, PROBE_PAIRS, benign_set, bundled_sets
 from .development_split import RememberingEncoder, make_development
-from .measuring import Part, Progress, keeps_vectors, measure_set, measure_strengths
+from .measuring import Progress, keeps_vectors, measure_set, measure_strengths
 from .misses import hardest_misses
 from .prompt_sets import PromptSet
 from .residual import PromptVectors
@@ -28,6 +29,7 @@ from .store import Store
 OURS = "ours"
 RAW, STRENGTH, MISSES = "raw", "strength", "misses"
 CURVE_PROMPTS = 150
+SANITIZER = Path(__file__).resolve().parent.parent / "sanitizer"
 
 Factory = Callable[[], Method]
 
@@ -100,20 +102,20 @@ def run(
     seed: int,
     progress: Progress,
     sanitizer: EmbeddingSanitizer | None = None,
-    sanitizer_digest: str = "",
+    digest: str = "",
 ) -> Measured:
     """Measure what the store does not hold yet. Every part is saved as soon as it is there.
 
-    With a sanitizer, harmless sets are also given to all of its concepts at once.
+    With a sanitizer, harmless sets are also given to all of its concepts at once; `digest`, see sanitizer_digest.
     """
     keys = [(concept, name) for concept in concepts for name in factories]
     methods = {key: factories[key[1]]() for key in keys}
-    sources = {key: source_digest(methods[key], sanitizer_digest if key[1] == OURS else "") for key in keys}
+    sources = {key: source_digest(methods[key], digest if key[1] == OURS else "") for key in keys}
     todo = {s.key: [k for k in keys if s.concept in (None, k[0]) and not _has(store, s, k, sources[k])] for s in sets}
     whole = (ALL, OURS)
     if sanitizer is not None:
         methods[whole] = AllConcepts(sanitizer)
-        sources[whole] = source_digest(methods[whole], sanitizer_digest)
+        sources[whole] = source_digest(methods[whole], digest)
         for s in sets:
             if s.concept is None and not _has(store, s, whole, sources[whole]):
                 todo[s.key].append(whole)
@@ -188,12 +190,31 @@ def _curve_digest(sets: Sequence[PromptSet], key: tuple[str, str], source: str) 
 
 
 def source_digest(method: Method, more: str = "") -> str:
-    """Of the source of the method's module: a part that other code made is measured anew."""
-    try:
-        source = inspect.getsource(inspect.getmodule(type(method)))
-    except (OSError, TypeError):
-        source = repr(type(method))
-    return hashlib.sha256(f"{source}\0{more}".encode()).hexdigest()[:16]
+    """Of the source of the method's module and of what it takes from its own folder: a part that other code made is
+    measured anew."""
+    module = inspect.getmodule(type(method))
+    sources = sorted(_sources(module, {})) if module else [repr(type(method))]
+    return hashlib.sha256("\0".join([*sources, more]).encode()).hexdigest()[:16]
+
+
+def _sources(module: ModuleType, seen: dict[str, str]) -> Iterable[str]:
+    """Source of a module and, from there on, of the modules of its package whose names it uses."""
+    if module.__name__ not in seen:
+        try:
+            seen[module.__name__] = inspect.getsource(module)
+        except (OSError, TypeError):
+            seen[module.__name__] = module.__name__
+        package = module.__name__.rpartition(".")[0]
+        for value in list(vars(module).values()):
+            other = value if inspect.ismodule(value) else inspect.getmodule(value)
+            if other is not None and package and other.__name__.startswith(f"{package}."):
+                _sources(other, seen)
+    return seen.values()
+
+
+def sanitizer_digest(path: Path | None) -> str:
+    """Of a sanitizer's file and of the code that applies it."""
+    return file_digest(path, *sorted(SANITIZER.glob("*.py"))) if path else ""
 
 
 def file_digest(*paths: Path) -> str:
@@ -221,6 +242,3 @@ class Clock:
     @property
     def minutes(self) -> float:
         return (time.monotonic() - self.began) / 60
-
-
-__all__ = ["Clock", "Measured", "Part", "collect_sets", "concept_digest", "file_digest", "run"]
