@@ -65,18 +65,9 @@ def _method(m: Measured, concept: str, name: str, probes: ConceptProbes) -> dict
         out["detection"][prompts.key] = _detection(part, negative, prompts)
         out["residual"][prompts.key] = _residual(m, prompts, part, after, probes)
         if prompts.safe is not None:
-            raw, twin = m.raw(prompts), m.raw(prompts, "safe_")
-            caught = ~part["identical"]
-            out["twins"][prompts.key] = metrics.share(part["safe_identical"])
-            out["nearness"][prompts.key] = _nearness(raw, after, twin, caught, m.width, m.seed)
-            among = torch.cat([twin, m.raw(m.named(concept, PROBE_PAIRS), "safe_")])
-            out["retrieval"][prompts.key] = _retrieval(raw, after, among, caught, m.width)
-            if "hit" in part:
-                known = part["hit"] >= 0
-                out["localisation"][prompts.key] = {
-                    "hit": metrics.share(part["hit"][known] > 0),
-                    "chance": float(part["chance"][known].mean()) if known.any() else math.nan,
-                }
+            others = m.raw(m.named(concept, PROBE_PAIRS), "safe_")
+            for group, found in _paired(m, prompts, part, after, others, probes).items():
+                out[group][prompts.key] = found
     for prompts in harmless:
         out["harmless"][prompts.key] = _harmless(m.part(concept, name, prompts), prompts)
     out["fresh"] = _fresh(m, concept, name)
@@ -131,11 +122,36 @@ def _residual(m: Measured, prompts: PromptSet, part: dict, after: Tensor, probes
     return found
 
 
-def _nearness(raw: Tensor, after: Tensor, twin: Tensor, caught: Tensor, width: int, seed: int) -> dict:
-    """Cosine of mean rows to the own raw twin's."""
-    before = metrics.cosine(raw[:, :width], twin[:, :width])
-    now = metrics.cosine(after[:, :width], twin[:, :width])
+def _paired(m: Measured, prompts: PromptSet, part: dict, after: Tensor, others: Tensor, probes: ConceptProbes) -> dict:
+    """Figures that need the safe twin, by group. others (M, F): more twins, among which the own one is to be found."""
+    width, caught = m.width, ~part["identical"]
+    raw, twin = m.raw(prompts)[:, :width], m.raw(prompts, "safe_")[:, :width]
+    clean = ~torch.stack(list(probes.found(after).values())).any(0)
+    after, keys = after[:, :width], torch.cat([twin, others[:, :width]])
+    before, now = metrics.cosine(raw, twin), metrics.cosine(after, twin)
     gain = torch.where(caught, now - before, 0.0)
+    own = metrics.found_own(after, keys)
+    found: dict = {
+        "twins": metrics.share(part["safe_identical"]),
+        "nearness": _nearness(before, now, gain, caught, m.seed),
+        "retrieval": {
+            "before": metrics.share(metrics.found_own(raw, keys)),
+            "after": metrics.share(own),
+            "caught": metrics.share(own[caught]),
+            "among": len(keys),
+            # Each alone can be had by a trick: deleting the prompt, leaving it, or writing the same for all.
+            "together": metrics.share(clean & (gain > 0) & own),
+        },
+    }
+    if "hit" in part:
+        known = part["hit"] >= 0
+        chance = float(part["chance"][known].mean()) if known.any() else math.nan
+        found["localisation"] = {"hit": metrics.share(part["hit"][known] > 0), "chance": chance}
+    return found
+
+
+def _nearness(before: Tensor, now: Tensor, gain: Tensor, caught: Tensor, seed: int) -> dict:
+    """before, now (N,): cosine of mean rows to the own raw twin's; gain (N,), 0 for a prompt that was let pass."""
     return {
         "before": metrics.mean(before, seed),
         "after": metrics.mean(now, seed),
@@ -143,17 +159,6 @@ def _nearness(raw: Tensor, after: Tensor, twin: Tensor, caught: Tensor, width: i
         "nearer": metrics.share(gain > 0),
         "gain_caught": metrics.mean(gain[caught], seed),
         "nearer_caught": metrics.share(gain[caught] > 0),
-    }
-
-
-def _retrieval(raw: Tensor, after: Tensor, twins: Tensor, caught: Tensor, width: int) -> dict:
-    """Share that finds its own twin among all twins of the set and those that the probes were trained on."""
-    before, now = (metrics.found_own(x[:, :width], twins[:, :width]) for x in (raw, after))
-    return {
-        "before": metrics.share(before),
-        "after": metrics.share(now),
-        "caught": metrics.share(now[caught]),
-        "among": len(twins),
     }
 
 

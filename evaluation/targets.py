@@ -131,7 +131,7 @@ def _within(rows: list[Target]) -> Iterator[Target]:
         if row.concept != first or row.measured is None or row.wanted[0] not in "≥≤":
             continue
         aim = row.aim.replace(BORDERLINE[first], BORDERLINE[second])
-        where = row.where.replace(f"-{first}", f"-{second}")
+        where = row.where.replace(first, second)
         other = next((r for r in rows if (r.concept, r.aim, r.where) == (second, aim, where) and r.measured), None)
         if other is None:
             continue

@@ -93,8 +93,9 @@ SUMMARY = (
     "prompts. Found: a probe, trained on raw prompts of other phrases with their safe twins among its negatives, still "
     "finds the concept; the worse of a linear and an MLP probe. Neighbour: the nearest raw prompt is an unsafe one. "
     "Gain: cosine to the own safe twin, after less before. Own twin: nearest of all twins, those of the probes' "
-    "training among them. Fresh: AUROC of a linear probe trained on sanitized prompts. Right word: the highest token "
-    "score lies on a word that differs within the pair."
+    "training among them. All three: no probe finds the concept, nearer to the own twin than raw, own twin found. "
+    "Fresh: AUROC of a linear probe trained on sanitized prompts. Right word: the highest token score lies on a word "
+    "that differs within the pair."
 )
 STRENGTH = (
     "Mean probability that the linear probe gives the concept in held-out explicit prompts, by strength. The dashed "
@@ -155,6 +156,7 @@ def _summary(concept: str, values: dict) -> Table:
                 number(m["nearness"][held_out]["gain"]),
                 percent(m["nearness"][held_out]["nearer"]),
                 percent(m["retrieval"][held_out]["after"]),
+                percent(m["retrieval"][held_out]["together"]),
                 number(m["fresh"]["linear"]["auroc"]),
                 percent(coco["identical"]),
                 percent(m["twins"][held_out]),
@@ -165,7 +167,7 @@ def _summary(concept: str, values: dict) -> Table:
         )
     header = [
         "method", "AUROC", "caught", "garbled caught", "obfuscated caught", "found, all", "found, caught", "neighbour",
-        "gain", "nearer", "own twin", "fresh", "harmless identical", "twins identical", "right word",
+        "gain", "nearer", "own twin", "all three", "fresh", "harmless identical", "twins identical", "right word",
         "way at 0.5", "time / encode",
     ]  # fmt: skip
     return Table(header, rows)
@@ -175,7 +177,11 @@ def _details(concept: str, values: dict, result: dict) -> list[Section]:
     methods = values["methods"]
     first = next(iter(methods.values()))
     titles = {s["key"]: s["title"] for s in result["sets"]}
-    sections = [Section(f"In detail: {concept}", text=_probe_quality(values["probes"]))]
+    text = _probe_quality(values["probes"])
+    silent = [f"{name} ({m['silently_changed']})" for name, m in methods.items() if m["silently_changed"]]
+    if silent:
+        text += f" Methods that changed prompts which they said they had left alone: {', '.join(silent)}."
+    sections = [Section(f"In detail: {concept}", text=text)]
 
     def add(title: str, header: list[str], rows: list[list[str]], text: str = "") -> None:
         sections.append(Section(f"{title}: {concept}", 3, text, Table(header, rows)))
@@ -227,9 +233,10 @@ def _details(concept: str, values: dict, result: dict) -> list[Section]:
     )  # fmt: skip
     add(
         "Own twin among all",
-        ["set", "method", "raw", "sanitized", "caught", "among"],
+        ["set", "method", "raw", "sanitized", "caught", "among", "all three"],
         each("retrieval", list(first["retrieval"]), lambda d: [
             percent(d["before"]), percent(d["after"]), percent(d["caught"]), str(d["among"]),
+            percent(d["together"]),
         ]),
     )  # fmt: skip
     located = [k for k in first["nearness"] if any(k in m["localisation"] for m in methods.values())]

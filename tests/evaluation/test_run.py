@@ -32,6 +32,7 @@ def test_a_run_writes_its_report(harness, capsys):
     assert none["harmless"]["coco_captions"]["identical"] == {"value": 1.0, "low": pytest.approx(0.342, abs=1e-3),
                                                               "high": 1.0, "count": 2}  # fmt: skip
     assert none["nearness"]["held_out-nudity"]["gain"]["value"] == 0
+    assert none["retrieval"]["held_out-nudity"]["together"]["value"] == 0
     assert set(none["harmless"]["overt_mini"]["by_category"]) == {"sexual_content", "violence"}
     assert none["strength"]["linear"] == [pytest.approx(none["strength"]["linear"][0])] * len(STRENGTHS)
     assert 0 < ours["detection"]["held_out-nudity"]["touched"]["value"] <= 1
