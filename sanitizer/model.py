@@ -132,12 +132,14 @@ class EmbeddingSanitizer(nn.Module):
         strength: float = 1.0,
         threshold: float | None = None,
         concepts: Iterable[str] | None = None,
+        also: Tensor | None = None,
     ) -> Sanitized:
         """Rewrite the prompts in which a chosen concept reaches the threshold; leave all others bit for bit.
 
         strength from 0 (nothing happens) over 1 (the erased embedding) to 2 (past it). threshold from 0 to 1, None for
-        the calibrated one. concepts: names out of :attr:`erasable`, None for all. Other arguments as in :meth:`score`,
-        and the same errors.
+        the calibrated one. concepts: names out of :attr:`erasable`, None for all. also: (B, K) prompt scores known from
+        another reading of the same text; the higher score counts, for gate and flag and in what is returned. Other
+        arguments as in :meth:`score`, and the same errors.
         """
         chosen = self._choose(concepts)
         if not 0 <= strength <= MAX_STRENGTH:
@@ -147,6 +149,8 @@ class EmbeddingSanitizer(nn.Module):
         x, weight, vector = self._prepare(rows, mask, pooled)
         batch, length = rows.shape[:2]
         scores = self._scores(x, weight, vector, batch, length)
+        if also is not None:
+            scores = scores._replace(prompt=torch.maximum(scores.prompt, self._known(also, scores.prompt)))
         gate, fired = self._gate(scores.prompt, chosen, THRESHOLD if threshold is None else threshold)
         flagged = fired.any(dim=1)
         unchanged = torch.zeros(batch, length, dtype=torch.bool, device=rows.device)
@@ -176,6 +180,16 @@ class EmbeddingSanitizer(nn.Module):
         return Sanitized(out, out_pooled, scores, flagged, fired, unchanged)
 
     forward = sanitize
+
+    def _known(self, also: Tensor, prompt: Tensor) -> Tensor:
+        """Scores from another reading, checked: NaN would win every comparison and fire none."""
+        finite = bool(torch.isfinite(also).all())
+        if also.shape != prompt.shape or not finite:
+            raise SanitizerError(
+                f"Scores of another reading: expected {tuple(prompt.shape)} finite numbers, "
+                f"found {tuple(also.shape)}{'' if finite else ' with NaN or infinity'}."
+            )
+        return also.to(prompt)
 
     def _choose(self, concepts: Iterable[str] | None) -> list[int]:
         names = self.erasable if concepts is None else tuple(concepts)

@@ -149,6 +149,38 @@ def test_a_threshold_of_the_users_own(trained):
     assert lenient.fired.sum() <= len(UNSAFE) and strict.flagged.all()
 
 
+def test_scores_of_another_reading_count_where_they_are_higher(trained):
+    """A harmless-looking text that reads as an unsafe one is gated by the reading's score, and only that prompt."""
+    e, plain = run(trained, HARMLESS)
+    also = torch.zeros_like(plain.scores.prompt)
+    also[1] = 0.9
+    out = trained[1].sanitize(e.rows, e.mask, e.pooled, also=also)
+    assert out.flagged.tolist() == [False, True, False, False, False]
+    assert (out.scores.prompt[1] == 0.9).all()
+    assert torch.equal(out.scores.tokens, plain.scores.tokens)
+    assert not torch.equal(out.rows[1], e.rows[1])
+    others = torch.tensor([0, 2, 3, 4])
+    assert torch.equal(out.rows[others], e.rows[others])
+    assert torch.equal(out.scores.prompt[others], plain.scores.prompt[others])
+
+
+@pytest.mark.parametrize("share", [None, 0.0, 0.5, 1.0])
+def test_no_other_reading_or_a_lower_score_changes_nothing(trained, share):
+    e, plain = run(trained, UNSAFE + HARMLESS)
+    also = None if share is None else share * plain.scores.prompt
+    for ours, theirs in zip(trained[1].sanitize(e.rows, e.mask, e.pooled, also=also), plain, strict=True):
+        if isinstance(ours, tuple):
+            assert all(map(torch.equal, ours, theirs))
+        else:
+            assert ours is theirs is None or torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("also", [torch.zeros(1, 1), torch.zeros(2), torch.full((2, 1), torch.nan)])
+def test_scores_of_another_reading_must_fit(masked, also):
+    with pytest.raises(SanitizerError, match="another reading: expected \\(2, 1\\)"):
+        run(masked, HARMLESS[:2], also=also)
+
+
 def test_custom_operations_are_used(trained):
     from sanitizer.model import EmbeddingSanitizer
 
