@@ -102,6 +102,7 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--output", metavar="FOLDER", type=Path, default=Path(), help="folder for heatmap.png (default: this one)"
     )
+    _add_readings(command)
     return parser
 
 
@@ -130,6 +131,7 @@ def _add_score(commands) -> None:
     command.add_argument("prompts", metavar="PROMPT", nargs="*", help="prompts; with none, standard input is read")
     _add_input(command, required=False)
     command.add_argument("--output", metavar="OUT.jsonl", help="write JSON lines to this file instead of the screen")
+    _add_readings(command)
     _add_device(command)
 
 
@@ -155,6 +157,7 @@ def _add_sanitize(commands) -> None:
     command.add_argument(
         "--concepts", metavar="A,B", type=names, help="concepts to erase, with commas between (default: all)"
     )
+    _add_readings(command)
     _add_device(command)
 
 
@@ -165,6 +168,15 @@ def _add_input(command: argparse.ArgumentParser, required: bool) -> None:
     )
     command.add_argument(
         "--format", choices=("txt", "csv", "jsonl"), help="format of the input, where its name does not tell it"
+    )
+
+
+def _add_readings(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--no-readings",
+        dest="readings",
+        action="store_false",
+        help="score prompts only as they are written; without this, n4k3d and n.u.d.e are also scored as they read",
     )
 
 

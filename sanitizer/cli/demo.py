@@ -14,7 +14,7 @@ from ..errors import SanitizerError
 from ..files import whole_file
 from ..networks import summary
 from . import terminal
-from .pipeline import Result, load_pair, process
+from .pipeline import Result, default_reader, load_pair, process
 from .score import verdict
 from .writers import check_output
 
@@ -69,7 +69,8 @@ def run(arguments: argparse.Namespace) -> None:
         raise SanitizerError(f"{arguments.output}: no folder to write to ({error.strerror or error}).") from error
     target = check_output(arguments.output / PICTURE, ".png")
     encoder, sanitizer, path = load_pair(arguments.encoder, arguments.sanitizer)
-    results = list(process(encoder, sanitizer, [shown.prompt for shown in PROMPTS], strength=1.0))
+    reader = default_reader(arguments.readings)
+    results = list(process(encoder, sanitizer, [shown.prompt for shown in PROMPTS], strength=1.0, reader=reader))
     unsafe = [place for place, shown in enumerate(PROMPTS) if shown.counterpart]
     counterparts = list(process(encoder, sanitizer, [PROMPTS[place].counterpart for place in unsafe]))
 

@@ -8,9 +8,12 @@ import torch
 from torch import Tensor
 
 from .. import artifact, heatmap
+from ..concepts import load_concepts
 from ..encoders import TextEncoder, load_encoder
 from ..errors import SanitizerError
 from ..model import EmbeddingSanitizer
+from ..readings import Reader
+from ..templates import load_templates
 from .readers import batches
 
 SPAN, SPAN_CHARACTERS = 256, 100_000
@@ -101,17 +104,19 @@ def process(
     strength: float = 0.0,
     threshold: float | None = None,
     concepts: Sequence[str] | None = None,
+    reader: Reader | None = None,
 ) -> Iterator[Result]:
     """Encode, score and sanitize prompts in their order, holding no more than a few hundred of them.
 
-    At strength 0 the rows come back unchanged, and only the score net runs.
+    At strength 0 the rows come back unchanged, and only the score net runs. With a reader, a prompt that reads
+    differently from what is written, such as n4k3d, is scored as it reads too, and the higher score counts.
     """
     for span in batches(prompts, SPAN, SPAN_CHARACTERS):
         found: dict[int, Result] = {}
         order = sorted(range(len(span)), key=lambda i: len(span[i]))
         for index in _groups(order, span):
             chosen = [span[i] for i in index]
-            results = _batch(encoder, sanitizer, chosen, strength, threshold, concepts)
+            results = _batch(encoder, sanitizer, chosen, strength, threshold, concepts, reader)
             found.update(zip(index, results, strict=True))
         for i in range(len(span)):
             # Popped, so that a consumer that is slow does not keep the span in memory twice.
@@ -129,15 +134,32 @@ def _groups(order: Sequence[int], span: Sequence[str]) -> Iterator[list[int]]:
     yield group
 
 
-def _batch(encoder, sanitizer, prompts, strength, threshold, concepts) -> Iterator[Result]:
+def default_reader(wanted: bool = True) -> Reader | None:
+    """A reader with the vocabulary of the pack's concept files; None where none is wanted."""
+    return Reader.from_concepts(load_concepts(), load_templates()) if wanted else None
+
+
+def _batch(encoder, sanitizer, prompts, strength, threshold, concepts, reader) -> Iterator[Result]:
     encoding = encoder.encode(prompts)
     mask = encoding.mask.cpu()
+    readings = {} if reader is None else reader.readings(prompts, encoding.tokens, encoding.offsets)
+    also, read = _score_readings(encoder, sanitizer, readings, len(prompts))
     out = sanitizer.sanitize(
-        encoding.rows, encoding.mask, encoding.pooled, strength=strength, threshold=threshold, concepts=concepts
+        encoding.rows,
+        encoding.mask,
+        encoding.pooled,
+        strength=strength,
+        threshold=threshold,
+        concepts=concepts,
+        also=also,
     )
     rows, sanitized = encoding.rows.cpu(), out.rows.cpu()
-    prompt_scores, token_scores = out.scores.prompt.cpu(), out.scores.tokens.cpu()
+    prompt_scores, token_scores = out.scores.prompt.cpu(), out.scores.tokens.cpu().clone()
     pooled, pooled_out = (None if v is None else v.cpu() for v in (encoding.pooled, out.pooled))
+    for b, words in read.items():
+        # Where the reading is what fired, its words are at fault.
+        if (out.fired[b] & (also[b] >= out.scores.prompt[b])).any():
+            token_scores[b] = raised(prompts[b], encoding.tokens[b], encoding.offsets[b], token_scores[b], words)
     flagged, fired = out.flagged.tolist(), out.fired.tolist()
     for b, prompt in enumerate(prompts):
         visible = mask[b].nonzero().squeeze(1)
@@ -161,3 +183,43 @@ def _batch(encoder, sanitizer, prompts, strength, threshold, concepts) -> Iterat
             offsets=[tuple(offset) for offset in encoding.offsets[b][:length]],
             concepts=sanitizer.concepts,
         )
+
+
+def _score_readings(encoder, sanitizer, readings, count) -> tuple[Tensor | None, dict[int, list[heatmap.Word]]]:
+    """Prompt scores (B, K) of the readings, 0 for a prompt without one, and the readings' words; None without any."""
+    if not readings:
+        return None, {}
+    places = list(readings)
+    encoding = encoder.encode([readings[b] for b in places])
+    scores = sanitizer.score(encoding.rows, encoding.mask, encoding.pooled)
+    also = scores.prompt.new_zeros(count, scores.prompt.shape[1])
+    also[places] = scores.prompt
+    return also, {
+        b: heatmap.words(readings[b], encoding.tokens[i], encoding.offsets[i], scores.tokens[i], sanitizer.concepts)
+        for i, b in enumerate(places)
+    }
+
+
+def raised(
+    prompt: str,
+    tokens: Sequence[str],
+    offsets: Sequence[tuple[int, int]],
+    token_scores: Tensor,
+    read: Sequence[heatmap.Word],
+) -> Tensor:
+    """Token scores (L, K) with those of a changed word raised to the word's in the reading.
+
+    Only where prompt and reading have as many words, so that it is known which became which.
+    """
+    names = tuple(read[0].scores) if read else ()
+    written = heatmap.words(prompt, tokens, offsets, token_scores, names) if names else []
+    token_scores = token_scores.clone()
+    if len(written) != len(read):
+        return token_scores
+    for old, new in zip(written, read, strict=True):
+        if old.text.lower() != new.text.lower():
+            floor = token_scores.new_tensor(list(new.scores.values()))
+            for row, (token, (start, end)) in enumerate(zip(tokens, offsets, strict=True)):
+                if token and start < old.end and end > old.start:
+                    token_scores[row] = torch.maximum(token_scores[row], floor)
+    return token_scores

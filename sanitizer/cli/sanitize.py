@@ -21,7 +21,7 @@ def run(arguments: argparse.Namespace) -> None:
     target = check_output(arguments.output, ".safetensors", arguments.input)
     prompts = read_prompts(arguments.input, arguments.column, arguments.format)
 
-    from .pipeline import load_pair, process
+    from .pipeline import default_reader, load_pair, process
 
     encoder, sanitizer, path = load_pair(arguments.encoder, arguments.sanitizer, arguments.device)
     results = process(
@@ -31,6 +31,7 @@ def run(arguments: argparse.Namespace) -> None:
         strength=arguments.strength,
         threshold=arguments.threshold,
         concepts=arguments.concepts,
+        reader=default_reader(arguments.readings),
     )
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -42,6 +43,7 @@ def run(arguments: argparse.Namespace) -> None:
         "concepts": json.dumps(sanitizer.concepts),
         "erased": json.dumps(arguments.concepts or sanitizer.erasable),
         "strength": f"{arguments.strength:g}",
+        "readings": json.dumps(arguments.readings),
         "threshold": f"{THRESHOLD if arguments.threshold is None else arguments.threshold:g}",
     }
     began = time.monotonic()

@@ -22,10 +22,10 @@ def run(arguments: argparse.Namespace) -> None:
     to_file = arguments.output not in (None, "-")
     target = check_output(Path(arguments.output), source=arguments.input) if to_file else None
 
-    from .pipeline import load_pair, process
+    from .pipeline import default_reader, load_pair, process
 
     encoder, sanitizer, path = load_pair(arguments.encoder, arguments.sanitizer, arguments.device)
-    results = process(encoder, sanitizer, counted(prompts))
+    results = process(encoder, sanitizer, counted(prompts), reader=default_reader(arguments.readings))
     if target is not None:
         began = time.monotonic()
         with whole_file(target) as file:

@@ -178,6 +178,22 @@ def test_refusals_are_one_line(pair, sanitizer, tmp_path):
     assert "\x1b" not in err
 
 
+def test_readings_can_be_switched_off(pair, tmp_path):
+    texts = ("a cr1ms0n dress", "a crimson dress", "a fox")
+    read = [json.loads(text) for text in run("score", *pair, *texts)[0].splitlines()]
+    written = [json.loads(text) for text in run("score", *pair, "--no-readings", *texts)[0].splitlines()]
+    assert [record["flagged"] for record in read] == [True, True, False]
+    assert [record["flagged"] for record in written] == [False, True, False]
+    assert read[1:] == written[1:]
+    source, target = tmp_path / "p.txt", tmp_path / "o.safetensors"
+    source.write_text("\n".join(texts))
+    for options, count, header in (((), 2, "true"), (("--no-readings",), 1, "false")):
+        _, err = run("sanitize", *pair, "--input", source, "--output", target, *options)
+        assert f"3 prompts, {count} sanitized" in err
+        with safe_open(target, "pt") as file:
+            assert file.metadata()["readings"] == header
+
+
 def test_sanitize(pair, sanitizer, tmp_path):
     source, target = tmp_path / "p.txt", tmp_path / "o.safetensors"
     source.write_text("a crimson dress\na fox\n\na long prompt of many more words than the others have\n")

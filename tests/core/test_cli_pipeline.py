@@ -19,6 +19,7 @@ from sanitizer.cli.score import line, write_lines
 from sanitizer.cli.writers import TensorSpool, check_output
 from sanitizer.errors import SanitizerError
 from sanitizer.files import whole_file
+from sanitizer.readings import Reader
 
 PROMPTS = [
     "a photo of a crimson woman",
@@ -29,6 +30,10 @@ PROMPTS = [
     "\0 🦊 שלום",
     "crimson person, detailed",
 ]
+
+
+DISGUISED = ["a photo of a cr1ms0n woman", "c r i m s o n man", "two crimson dogs", "a fox"]
+READER = Reader(["a", "photo", "of", "woman", "man", "two", "dogs", "fox"] * 9, ["crimson"])
 
 
 def load_handmade():
@@ -268,3 +273,47 @@ def test_concepts_can_be_switched_off(masked):
     with pytest.raises(SanitizerError, match="'violence'"):
         results(masked, ["a"], concepts=["violence"])
     assert results(masked, ["a"], threshold=0.0, concepts=["redness"])[0].flagged
+
+
+def test_what_reads_as_unsafe_is_flagged_and_sanitized(trained):
+    written = results(trained, DISGUISED, strength=1.0)
+    read = results(trained, DISGUISED, strength=1.0, reader=READER)
+    assert [r.flagged for r in written] == [False, False, True, False]
+    assert [r.flagged for r in read] == [True, True, True, False]
+    for before, after in zip(written, read, strict=True):
+        assert before.prompt == after.prompt
+        assert torch.equal(before.rows, after.rows), "what is written is what is sanitized"
+    assert not torch.equal(read[0].rows, read[0].sanitized)
+    assert read[0].scores()["redness"] == results(trained, ["a photo of a crimson woman"])[0].scores()["redness"]
+
+
+def test_the_word_that_was_read_is_at_fault(trained):
+    first, second, *_ = results(trained, DISGUISED, reader=READER)
+    assert max(first.words(), key=lambda word: word.scores["redness"]).text == "cr1ms0n"
+    assert [word.scores["redness"] > 0.5 for word in first.words()] == [False] * 4 + [True, False]
+    # Six letters became one word: it is not known which is which, and the scores stay.
+    assert second.flagged and torch.equal(second.token_scores, results(trained, DISGUISED)[1].token_scores)
+
+
+def test_a_reader_leaves_ordinary_prompts_bit_for_bit(trained):
+    """The same prompts, in the same batches, beside one that has a reading."""
+    prompts = [*PROMPTS, DISGUISED[0]]
+    for plain, read in zip(
+        results(trained, prompts, strength=1.0), results(trained, prompts, strength=1.0, reader=READER), strict=True
+    ):
+        for name in ("rows", "sanitized", "prompt_scores", "token_scores", "pooled", "pooled_sanitized"):
+            ours, theirs = getattr(plain, name), getattr(read, name)
+            same = ours is theirs is None or torch.equal(ours, theirs)
+            assert same != (plain.prompt == DISGUISED[0] and name not in ("rows", "pooled") and ours is not None)
+
+
+def test_only_prompts_that_read_differently_are_encoded_twice(masked):
+    encoder, sanitizer = masked
+    before = encoder.prompts
+    list(process(encoder, sanitizer, DISGUISED, reader=READER))
+    assert encoder.prompts - before == len(DISGUISED) + 2
+
+
+def test_the_default_reader_and_none():
+    assert pipeline.default_reader(wanted=False) is None
+    assert pipeline.default_reader().read("n4k3d") == "naked"
