@@ -26,6 +26,7 @@ SLIPS = 3
 
 _LETTERS = re.compile(r"([^\W\d_]+)")
 _SPACE = re.compile(r"(\s+)")
+_ADDRESS = re.compile(r"\W{0,3}(?:\w{2,9}://|www\.|[\w.+-]{1,64}@(?:[\w-]{1,64}\.){1,4}(?:[a-z]{2,3}|info)\b)", re.I)
 _RUN = re.compile(r"(?:[^\W_]|[@$!|*(€£])+")
 _UNIT = re.compile(r"\d+(?:s|st|nd|rd|th|k|p|d|x|m|mm|cm|km|am|pm|ft|in|oz|kg|gb|mb|fps|px|mp|girls?|boys?)", re.I)
 _BETWEEN = re.compile(r"[a-z][^a-z]+[a-z]")
@@ -111,7 +112,7 @@ class _Pass:
     def read(self, text: str) -> str:
         parts, run = [], []
         for chunk in _SPACE.split(text):
-            if "://" in chunk or "www." in chunk or "." in chunk.partition("@")[2]:
+            if _ADDRESS.match(chunk):
                 parts += [self._segment("".join(run)), chunk]
                 run = []
             else:
