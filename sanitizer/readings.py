@@ -97,6 +97,7 @@ class _Pass:
         self.vocabulary, self.whole, self.loose = vocabulary, whole, loose
         self.words, self.lexicon = vocabulary.words, vocabulary.lexicon
         self.fewest = 1 if loose else 4
+        self.foreign = False
         self.slips = 0
         self.seen: dict[str, str] = {}
 
@@ -110,6 +111,9 @@ class _Pass:
         return (word in self.words and word not in self.lexicon) or (len(word) > 2 and word in self.whole)
 
     def read(self, text: str) -> str:
+        words = [word.lower() for word in _LETTERS.findall(text) if len(word) > 1]
+        # Most words of another language are unknown, and near to ones that mean something else.
+        self.foreign = len(words) > 3 and sum(word in self.words for word in words) * 3 < len(words)
         parts, run = [], []
         for chunk in _SPACE.split(text):
             if _ADDRESS.match(chunk):
@@ -133,7 +137,9 @@ class _Pass:
         word = signs if signs.isalpha() else self._decode(signs) or "".join(LEET.get(c, c)[0] for c in signs)
         if word in self.words and (len(word) > 2 or word in SMALL):
             return word
-        found = self._meant(word) or (self.vocabulary.split(word, fewest=1) if len(word) > 2 else None)
+        found = self._meant(word) or self.vocabulary.split(word, fewest=1)
+        if found and max(map(len, found.split())) < 3:
+            return match[0]
         return found or (word if self.loose and match[1] in "._-" else match[0])
 
     def _meant(self, word: str) -> str | None:
@@ -163,7 +169,8 @@ class _Pass:
     def _separate(self, match: re.Match) -> str:
         """naked_woman, a-naked-woman; but a compound of two words, as well-lit, is a word of the language."""
         parts = match[0].split(match[1])
-        if match[1] == "-" and len(parts) < 3:
+        telling = self.loose or len(parts) > 3 or any(part.lower() in self.lexicon for part in parts)
+        if not telling or (match[1] == "-" and len(parts) < 3):
             return match[0]
         known = sum(self.known(part.lower()) for part in parts)
         return " ".join(parts) if known == len(parts) or (self.loose and 2 * known >= len(parts)) else match[0]
@@ -239,9 +246,9 @@ class _Pass:
 
     def _respelt(self, low: str) -> str | None:
         near = self.vocabulary.near(low)
-        self.slips += bool(near)
         if not self.loose:
-            if not near <= self.lexicon:
+            self.slips += bool(near) and not self.foreign
+            if self.foreign or not near <= self.lexicon:
                 return None
             near = {word for word in near if self.words[word] >= COMMON and not _may_be_another(low, word)}
         return self.vocabulary.best(near)
