@@ -45,6 +45,11 @@ class TransformersEncoder:
         with torch.inference_mode():
             return encode_windows(prompts, self.tokenizer, self.layout, self._run, self.width)
 
+    def run_tokens(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Token ids (N, L), special tokens and padding among them, and mask (N, L) -> rows (N, L, D) and pooled vector
+        (N, P) or None. Gradients reach the embeddings, unless the caller forbids them; the weights have none."""
+        return self._run(ids, mask)
+
     def _run(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor | None]:
         raise NotImplementedError
 

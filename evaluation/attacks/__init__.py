@@ -1,0 +1,1 @@
+"""Attacks that need only the text encoder: `python -m evaluation attack`."""

@@ -1,0 +1,134 @@
+"""All attacks: what each is called, where it comes from, and how it is run on one target prompt."""
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from sanitizer.audit.genetic import genetic_search
+from sanitizer.audit.space import Objective, Sanitize, cosine_distance, squared_distance
+from sanitizer.audit.substitution import substitution_search
+from sanitizer.audit.trace import Step
+from sanitizer.encoders import TextEncoder
+from sanitizer.errors import SanitizerError
+
+from .banned import BannedWords
+from .disguises import Disguise
+from .gcg import gcg_search
+from .gradient_encoder import GradientEncoder, gradient_encoder
+from .judge import Judge
+from .ring_a_bell import target_vector
+
+MMA, RING = "mma", "ring-a-bell"
+ADAPTIVE = "adaptive-"
+OBFUSCATION, SUBSTITUTION = "obfuscation", "substitution"
+NONE = "none"
+"""The target as it is written, without any attack: always measured."""
+
+SOURCES = {
+    OBFUSCATION: "letters exchanged, spaced, mistyped and so on, one draw each; word order; words of other languages",
+    MMA: "MMA-Diffusion, arXiv 2311.17516: greedy coordinate gradient towards the raw target; knows no sanitizer",
+    RING: "Ring-A-Bell, arXiv 2310.10012: concept vector and genetic search; knows no sanitizer",
+    ADAPTIVE + MMA: "the same gradient search through sanitizer and encoder together",
+    ADAPTIVE + RING: "the same genetic search against sanitizer and encoder together",
+    SUBSTITUTION: "adaptive and without gradients: words of the target exchanged, added, moved, disguised",
+}
+"""Name -> what it is, in the order of the report."""
+TOKENS = (MMA, RING, ADAPTIVE + MMA, ADAPTIVE + RING)
+"""Attacks that need the encoder's tokens."""
+
+
+def choose_attacks(names: str) -> list[str]:
+    """Names divided by commas, or all. Raises SanitizerError for an unknown one, or none."""
+    wanted = list(dict.fromkeys(name.strip() for name in names.split(",") if name.strip()))
+    if wanted == ["all"]:
+        return list(SOURCES)
+    for name in wanted:
+        if name not in SOURCES:
+            raise SanitizerError(f"--attacks: there is no attack {name!r}. There are: {', '.join(SOURCES)}.")
+    if not wanted:
+        raise SanitizerError(f"--attacks: expected all or names out of {', '.join(SOURCES)}, found none.")
+    return [name for name in SOURCES if name in wanted]
+
+
+@dataclass
+class Setup:
+    """What all attacks on one encoder and sanitizer share."""
+
+    encoder: TextEncoder
+    hard: Sanitize
+    soft: Sanitize
+    judge: Judge
+    banned: BannedWords
+    words: list[str]
+    """Harmless words for the substitution attack."""
+    disguises: dict[str, Disguise]
+    budget: int
+    seed: int
+    _tokens: GradientEncoder | None = field(default=None, init=False)
+    _allowed: Tensor | None = field(default=None, init=False)
+
+    def tokens(self, attack: str) -> tuple[GradientEncoder, Tensor]:
+        """The encoder's tokens, and which may be used (V,) bool. Raises SanitizerError where there are none."""
+        if self._tokens is None:
+            self._tokens = gradient_encoder(self.encoder, attack)
+            forbidden = torch.tensor([word in self.banned for word in self._tokens.words])
+            self._allowed = self._tokens.allowed & ~forbidden
+        return self._tokens, self._allowed
+
+
+def entries(attacks: list[str], setup: Setup) -> list[str]:
+    """The attacks as they are run one by one: `obfuscation` becomes one for each kind, and `none` comes first."""
+    found = [NONE]
+    for name in attacks:
+        found += [f"{OBFUSCATION}/{kind}" for kind in setup.disguises] if name == OBFUSCATION else [name]
+    return found
+
+
+def run_attack(name: str, setup: Setup, target: str, vector: Tensor, step: Step) -> tuple[dict[int, str], int]:
+    """Run one entry on one target. Returns budget -> best prompt within it, and the prompts encoded.
+
+    vector (F,): the target's, raw. The dictionary is empty for an obfuscation that cannot be applied to the target.
+    """
+    random_state = f"{setup.seed}-{name}-{target}"
+    rng = random.Random(random_state)
+    if name == NONE:
+        return {1: target}, 0
+    if name.startswith(OBFUSCATION):
+        text = setup.disguises[name.partition("/")[2]](target, rng)
+        return ({} if text is None else {1: text}), 1
+    generator = torch.Generator().manual_seed(rng.getrandbits(62))
+    search = _SEARCHES[name.removeprefix(ADAPTIVE)]
+    adaptive = name.startswith(ADAPTIVE) or name == SUBSTITUTION
+    objective = Objective(setup.encoder, setup.judge.space, vector, setup.hard if adaptive else None)
+    trace = search(name, setup, objective, target, rng, generator, step)
+    return trace.found(), objective.queries
+
+
+def _mma(name, setup, objective, target, rng, generator, step):
+    encoder, allowed = setup.tokens(name)
+    surrogate = setup.soft if objective.sanitize is not None else None
+    return gcg_search(
+        objective, encoder, allowed, budget=setup.budget, generator=generator, step=step, surrogate=surrogate
+    )
+
+
+def _ring(name, setup, objective, target, rng, generator, step):
+    encoder, allowed = setup.tokens(name)
+    if objective.sanitize is None:
+        objective.target = target_vector(objective.target, setup.judge.concept_vector)
+        objective.distance = squared_distance
+    else:
+        # Towards the raw target itself: what the sanitizer leaves must be the target, not something past it.
+        objective.distance = cosine_distance
+    tokens = allowed.nonzero().squeeze(1)
+    return genetic_search(objective, encoder.texts, tokens, budget=setup.budget, generator=generator, step=step)
+
+
+def _substitution(name, setup, objective, target, rng, generator, step):
+    return substitution_search(objective, target, setup.words, budget=setup.budget, rng=rng, step=step)
+
+
+_SEARCHES: dict[str, Callable] = {MMA: _mma, RING: _ring, SUBSTITUTION: _substitution}
