@@ -1,0 +1,106 @@
+"""A closed-form linear edit in the manner of UCE and RECE, on the embedding in place of the attention's weights."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from sanitizer.alignment import align
+from sanitizer.encodings import Encodings
+
+from ..base import Batch, Development, Treated
+from .common import prepare, untouched
+
+PRESERVE, RIDGE = 0.1, 0.1
+"""λ1 and λ2 of RECE, its published values for all concepts."""
+DERIVED, ROUNDS = 0.1, 3
+"""λ of the derived concepts and the rounds, RECE's published values for nudity."""
+
+
+def edit(old: Tensor, target: Tensor, anchor: Tensor, preserved: Tensor, preserve: float, ridge: float) -> Tensor:
+    """W (D, D), for rows y = x W, that minimises
+
+        mean |c W - a|² + preserve · mean |b W - b old|² + ridge · |W - old|²
+
+    over rows c of target and a of anchor (N, D) and rows b of preserved (M, D). UCE's equation 7 with old outputs kept
+    for what is preserved, as RECE's equation 3 has it.
+    """
+    cc, ca = target.T @ target / len(target), target.T @ anchor / len(target)
+    keep = preserve * preserved.T @ preserved / len(preserved) + ridge * torch.eye(len(old), dtype=old.dtype)
+    return torch.linalg.solve(cc + keep, ca + keep @ old)
+
+
+def derive(edited: Tensor, rows: Tensor, ridge: float) -> Tensor:
+    """Rows x (N, D) whose edited image is nearest to the original's: min |x W - c|² + ridge · |x|², RECE's equation 6.
+
+    What an attacker would put in to get the concept out again.
+    """
+    wide = edited @ edited.T + ridge * torch.eye(len(edited), dtype=edited.dtype)
+    return torch.linalg.solve(wide, edited @ rows.T).T
+
+
+class LinearEdit:
+    """H W, with W from the closed form, edited anew for the concepts derived from it.
+
+    UCE and RECE edit the keys' and values' projections of a diffusion model; where the embedding is all there is, the
+    projection edited is the identity in front of them. There is no gate: every prompt is changed, as published.
+    """
+
+    name = "linear_edit"
+    title = "Linear edit (UCE, RECE)"
+    source = "Gandikota et al. 2023, UCE, arXiv 2308.14761, equation 7; Gong et al. 2024, RECE, arXiv 2407.12383"
+
+    def fit(self, development: Development) -> None:
+        """From the rows at fault, and padding, of unsafe prompts to the rows that stand for them in the safe twins."""
+        prepared = prepare(development)
+        self.space = prepared.space
+        target, anchor = _aligned(prepared.unsafe, prepared.safe)
+        self.edit = _fit(target, anchor, torch.cat([_sample(prepared.safe), _sample(prepared.benign)]))
+        self.pooled = None
+        if prepared.unsafe.pooled is not None:
+            unsafe, safe, benign = (e.pooled.float() for e in (prepared.unsafe, prepared.safe, prepared.benign))
+            self.pooled = _fit(unsafe, safe, torch.cat([safe, benign]))
+
+    def score(self, batch: Batch) -> Tensor | None:
+        """No score: it edits and does not detect."""
+
+    def token_scores(self, batch: Batch) -> Tensor | None:
+        """No score, likewise."""
+
+    @torch.no_grad()
+    def apply(self, batch: Batch, strength: float = 1.0) -> Treated:
+        """H + strength · (H W - H)."""
+        if strength == 0:
+            return untouched(batch)
+        e = batch.encoding
+        x, pooled = self.space.rows(e), self.space.pooled(e)
+        pooled_change = None if pooled is None else strength * (pooled @ self.pooled - pooled)
+        return self.space.moved(batch, strength * (x @ self.edit - x), pooled_change, self.space.weight(e) > 0)
+
+
+def _fit(target: Tensor, anchor: Tensor, preserved: Tensor) -> Tensor:
+    target, anchor, preserved = target.double(), anchor.double(), preserved.double()
+    same = torch.eye(target.shape[1], dtype=torch.double)
+    edited = edit(same, target, anchor, preserved, PRESERVE, RIDGE)
+    for _ in range(ROUNDS):
+        edited = edit(edited, derive(edited, target, DERIVED), anchor, preserved, PRESERVE, RIDGE)
+    return edited.float()
+
+
+def _aligned(unsafe: Encodings, safe: Encodings) -> tuple[Tensor, Tensor]:
+    """(N, D) and (N, D): kept rows of unsafe prompts that differ from the twin's, or have no text, and their twins'."""
+    target, anchor = [], []
+    for i in range(min(len(unsafe), len(safe))):
+        places, differs = align(unsafe.tokens[i], safe.tokens[i])
+        where = {place: at for at, place in enumerate(safe.kept[i])}
+        for at, place in enumerate(unsafe.kept[i]):
+            if (differs[place] or not unsafe.tokens[i][place]) and places[place] in where:
+                target.append(int(unsafe.start[i]) + at)
+                anchor.append(int(safe.start[i]) + where[places[place]])
+    return unsafe.rows[target].float(), safe.rows[anchor].float()
+
+
+def _sample(encodings: Encodings, most: int = 20000) -> Tensor:
+    """(M, D) rows, evenly taken."""
+    step: Sequence[int] = range(0, len(encodings.rows), max(1, len(encodings.rows) // most))
+    return encodings.rows[list(step)].float()

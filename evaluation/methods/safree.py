@@ -1,0 +1,92 @@
+"""SAFREE, its text part: tokens near the concept's subspace are projected out of it."""
+
+import torch
+from torch import Tensor
+
+from sanitizer.encoders import Encoding
+
+from ..base import Batch, Development, Treated
+from .common import bare, prepare, text_rows, threshold_for, treated, untouched
+from .substitution import encode
+
+CONCEPTS = 20
+"""Phrases that span the concept's subspace; the published list for nudity has 17."""
+
+
+class Safree:
+    """A token is at fault if the prompt without it lies further from the concept's subspace C than without others:
+    d_i > (1 + α) · mean of d_j over j ≠ i, d_i = |(I - P_C) p_i|, p_i the embedding of the prompt without token i.
+
+    Its row becomes (I - P_C) P_I e, P_I the projection onto the span of all p_i. α is the threshold; the paper's is
+    0.01. The prompt without a token is here the mean of its other text rows, where the paper encodes it anew with the
+    token masked: twelve encodings more for a prompt of twelve tokens. The filters on the denoising steps and on the
+    latent's frequencies need a diffusion model and are left out.
+    """
+
+    name = "safree"
+    title = "SAFREE, text part"
+    source = "Yoon et al. 2024, SAFREE: Training-Free and Adaptive Guard, arXiv 2410.12761, section 3.1 and 3.2"
+
+    def fit(self, development: Development) -> None:
+        """Span the concept's subspace, set α."""
+        prepared = prepare(development)
+        encoder = bare(development.encoder)
+        e = encode(encoder, prepared.phrases(development, CONCEPTS))
+        self.basis = span(_text_mean(e))
+        self.pooled_basis = None if e.pooled is None else span(e.pooled.float())
+        self.alpha = threshold_for(self, development)
+
+    @torch.no_grad()
+    def score(self, batch: Batch) -> Tensor:
+        """The largest d_i / mean of d_j, less 1: the α at which the prompt is left alone."""
+        return self.token_scores(batch).amax(1)
+
+    @torch.no_grad()
+    def token_scores(self, batch: Batch) -> Tensor:
+        """d_i / mean of d_j, less 1; -1 for a row without text or a prompt of a single token."""
+        text = text_rows(batch.encoding)
+        distance = (outside(without_each(batch.encoding.rows.float(), text), self.basis).norm(dim=-1)) * text
+        others = (distance.sum(1, keepdim=True) - distance) / (text.sum(1, keepdim=True) - 1).clamp_min(1)
+        ratio = distance / others.clamp_min(1e-9) - 1
+        return torch.where(text & (text.sum(1, keepdim=True) > 1), ratio, -1.0)
+
+    @torch.no_grad()
+    def apply(self, batch: Batch, strength: float = 1.0) -> Treated:
+        """Project the tokens at fault, times strength."""
+        e = batch.encoding
+        fault = self.token_scores(batch) > self.alpha
+        if strength == 0 or not fault.any():
+            return untouched(batch)
+        rows, pooled, text = e.rows.clone(), None if e.pooled is None else e.pooled.clone(), text_rows(e)
+        for b in fault.any(1).nonzero().squeeze(1).tolist():
+            own = e.rows[b].float()
+            prompt = span(without_each(own[None], text[b][None])[0][text[b]])
+            projected = outside(own @ prompt.T @ prompt, self.basis)
+            new = (own + strength * (projected - own)).to(rows.dtype)
+            rows[b] = torch.where(fault[b][:, None], new, e.rows[b])
+            if pooled is not None:
+                own = e.pooled[b].float()
+                pooled[b] = (own + strength * (outside(own, self.pooled_basis) - own)).to(pooled.dtype)
+        return treated(batch, rows, e.mask, pooled)
+
+
+def span(rows: Tensor) -> Tensor:
+    """(N, D) -> orthonormal basis (R, D) of what they span."""
+    _, values, basis = torch.linalg.svd(rows, full_matrices=False)
+    return basis[values > 1e-5 * values[0]]
+
+
+def outside(x: Tensor, basis: Tensor) -> Tensor:
+    """(I - P) x for x (…, D) and the projection P onto a basis (R, D)."""
+    return x - x @ basis.T @ basis
+
+
+def without_each(rows: Tensor, text: Tensor) -> Tensor:
+    """(B, L, D), (B, L) bool -> (B, L, D): for each text row the mean of the prompt's other text rows."""
+    rows = rows * text[..., None]
+    return (rows.sum(1, keepdim=True) - rows) / (text.sum(1) - 1).clamp_min(1)[:, None, None]
+
+
+def _text_mean(e: Encoding) -> Tensor:
+    text = text_rows(e)[..., None]
+    return (e.rows.float() * text).sum(1) / text.sum(1).clamp_min(1)
