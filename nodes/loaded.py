@@ -61,6 +61,11 @@ class LoadedSanitizer:
         """Names of all concepts in the order of the scores."""
         return self.patcher.model.concepts
 
+    @property
+    def model(self) -> EmbeddingSanitizer:
+        """The sanitizer itself, on its device. ComfyUI may move it away when it loads another model."""
+        return self._ready()
+
     def check_clip(self, clip, node: str) -> None:
         """Raises SanitizerError unless this sanitizer was trained on the connected CLIP."""
         own = ComfyTextEncoder(clip).fingerprint

@@ -11,6 +11,7 @@ from ..sanitizer.model import THRESHOLD, Sanitized
 from .conditioning import RECORD, Part, parts
 from .loaded import LoadedSanitizer, SanitizerSocket
 from .messages import CATEGORY, readable, ui
+from .pictures import as_image
 from .tokens import has_text, rebuild, row_tokens, spans, without_weights
 
 SHOWN = 8
@@ -167,6 +168,4 @@ def _rounded(scores: dict[str, float]) -> dict[str, float]:
 def _picture(prompts: list[_Prompt]) -> torch.Tensor:
     """(1, H, W, 3) float32 in [0, 1], ComfyUI's IMAGE."""
     shown = [(prompt.words, prompt.fired, prompt.prompt_scores) for prompt in prompts]
-    image = heatmap.render_image(shown, concepts=prompts[0].erasable if prompts else None)
-    pixels = torch.frombuffer(bytearray(image.convert("RGB").tobytes()), dtype=torch.uint8)
-    return (pixels.reshape(1, image.height, image.width, 3).float() / 255).clone()
+    return as_image(heatmap.render_image(shown, concepts=prompts[0].erasable if prompts else None))

@@ -9,6 +9,7 @@ const NODES = {
   ESSanitizeConditioning: "Run to see what was changed.",
   ESSanitizeCLIP: "Run to prepare the CLIP.",
   ESTokenScorePreview: "Run to see the words coloured by score.",
+  ESSanitizerReport: "Run to measure the sanitizer and to attack it.",
 };
 const UI_KEY = "embedding_sanitizer";
 const MAX_HEIGHT = 420;
@@ -146,7 +147,11 @@ function training(message) {
   return shown;
 }
 
-const RENDERERS = { status: statusLine, words: scoredWords, training };
+function report(message) {
+  return [element("div", "es-line es-ready", message.text), element("pre", "es-report", message.report)];
+}
+
+const RENDERERS = { status: statusLine, words: scoredWords, training, report };
 
 function addPanel(node, hint) {
   const panel = element("div", "es-panel");

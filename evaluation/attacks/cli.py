@@ -144,7 +144,8 @@ def code_digest() -> str:
     here = Path(__file__).resolve().parent
     unconcerned = {"cli.py", "summary.py", "journal.py", "__init__.py"}
     files = [path for path in here.iterdir() if path.suffix in (".py", ".toml") and path.name not in unconcerned]
-    searches = [Path(audit.__file__).with_name(f"{name}.py") for name in ("space", "trace", "genetic", "substitution")]
+    names = ("space", "trace", "genetic", "substitution", "paraphrases")
+    searches = [Path(audit.__file__).with_name(f"{name}.py") for name in names]
     return runner.file_digest(*sorted(files), *searches)
 
 

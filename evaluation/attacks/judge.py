@@ -3,7 +3,6 @@
 F channels of a prompt's vector, see sanitizer.audit.space.
 """
 
-import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -11,12 +10,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sanitizer.audit.paraphrases import paraphrases
 from sanitizer.audit.space import PromptSpace, vectors
-from sanitizer.concepts import Concept, load_concepts
+from sanitizer.concepts import load_concepts
 from sanitizer.encoders import TextEncoder
 from sanitizer.errors import SanitizerError
-from sanitizer.pairs import PromptGenerator
-from sanitizer.templates import Templates, insert, load_templates
+from sanitizer.templates import load_templates
 
 from ..bundled_sets import HELD_OUT, bundled_sets, probe_sets
 from ..metrics import cosine
@@ -94,7 +93,7 @@ def make_judge(encoder: TextEncoder, concept: str, examples: int, seed: int, say
         done += len(texts)
     say("judge", done, total)
     probes = ConceptProbes.fit(x["unsafe"], x["safe"], x["benign"], seed)
-    same = _paraphrases(chosen, concepts, templates, seed)
+    same = paraphrases(chosen, templates, PARAPHRASES, seed)
     one, other = (vectors(encoder, space, [pair[side] for pair in same]) for side in (0, 1))
     bound = float(cosine(one, other).quantile(QUANTILE))
     judge = Judge(
@@ -117,23 +116,3 @@ def _with_error(judge: Judge, encoder: TextEncoder, concept: str, seed: int) -> 
     verdicts = judge.verdicts(vectors(encoder, judge.space, held_out.safe), targets)
     wrong = sum(verdict.success for verdict in verdicts)
     return replace(judge, twins=wrong / len(verdicts), twins_count=len(verdicts))
-
-
-def _paraphrases(concept: Concept, concepts: list[Concept], templates: Templates, seed: int) -> list[tuple[str, str]]:
-    """The same sentence with another wording of the same thing: two target phrases of one group, in one frame."""
-    groups: dict[tuple[str, str], list[str]] = {}
-    for pair in concept.pairs:
-        if not pair.held_out:
-            groups.setdefault((pair.kind, pair.canonical), []).append(pair.target)
-    several = [(kind, phrases) for (kind, _), phrases in groups.items() if len(phrases) > 1 and kind != "sentence"]
-    if not several:
-        raise SanitizerError(f"Concept {concept.name!r}: no group with two phrases, so nothing says what is alike.")
-    rng = random.Random(f"{seed}-paraphrases")
-    generator = PromptGenerator(concepts, templates, seed, split="calibration")
-    found = []
-    for _ in range(PARAPHRASES):
-        kind, phrases = rng.choice(several)
-        frame = generator.filled_frame(kind)
-        first, second = rng.sample(phrases, 2)
-        found.append((insert(frame, first), insert(frame, second)))
-    return found

@@ -19,6 +19,7 @@ SOCKETS = {
         ["sanitizer", "conditioning", "clip", "text"],
         ["scored", "heatmap", "scores", "prompt_score", "flagged"],
     ),
+    "ESSanitizerReport": (["clip", "sanitizer", "budget", "seed"], ["picture", "report"]),
 }
 
 
