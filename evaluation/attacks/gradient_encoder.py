@@ -58,6 +58,9 @@ class TransformersTokens:
         self.encoder = encoder
         self.tokenizer, self.layout = encoder.tokenizer, encoder.layout
         self.embedding = encoder.model.get_input_embeddings()
+        # T5 has it twice: the same weights in a module that the encoder calls and in one that it does not.
+        tables = (module for module in encoder.model.modules() if isinstance(module, torch.nn.Embedding))
+        self.embeddings = [table for table in tables if table.weight is self.embedding.weight]
         count = min(len(self.tokenizer), self.embedding.weight.shape[0])
         self.words = [self._written([i]) for i in range(count)]
         alone = self.read(self.words)
@@ -91,13 +94,14 @@ class TransformersTokens:
             leaf.append(output.detach().clone().requires_grad_(True))
             return leaf[0]
 
-        hook = self.embedding.register_forward_hook(replace)
+        hooks = [module.register_forward_hook(replace) for module in self.embeddings]
         try:
             with torch.inference_mode(False), torch.enable_grad():
                 rows, pooled = self.encoder.run_tokens(whole, mask)
                 loss(rows, mask, pooled).sum().backward()
         finally:
-            hook.remove()
+            for hook in hooks:
+                hook.remove()
         start = len(self.layout.start)
         own = leaf[0].grad[0, start : start + len(ids)]
         return (own @ self.embedding.weight[: len(self.words)].T).detach().cpu()

@@ -88,6 +88,12 @@ def tiny_templates():
     )
 
 
+@pytest.fixture(scope="session")
+def small_templates():
+    """The templates that the tiny sanitizers were trained with."""
+    return tiny_templates()
+
+
 def _fit(encoder, concept, **kwargs):
     from sanitizer.training import fit
 
