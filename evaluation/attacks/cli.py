@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-DEFAULT_SAMPLES, DEFAULT_BUDGET, DEFAULT_EXAMPLES = 20, 4000, 1000
+DEFAULT_SAMPLES, DEFAULT_BUDGET, DEFAULT_EXAMPLES = 20, 2000, 1000
 QUICK_SAMPLES, QUICK_BUDGET, QUICK_EXAMPLES = 4, 300, 300
 PUBLISHED = 512_000
 
@@ -14,7 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--encoder", required=True, help="as for python -m sanitizer: minilm, minilm-causal, a folder, …"
     )
     parser.add_argument("--sanitizer", default="auto", help="a file, or auto: the one in weights/ for this encoder")
-    names = "obfuscation, mma, ring-a-bell, adaptive-mma, adaptive-ring-a-bell, substitution"
+    names = "obfuscation, mma, ring-a-bell, adaptive-mma, adaptive-ring-a-bell, substitution, control"
     parser.add_argument("--attacks", default="all", help=f"all, or names divided by commas: {names}")
     parser.add_argument("--concept", default="nudity", help="the concept to bring through (nudity)")
     parser.add_argument("--targets", help="file of unsafe target prompts, .txt, .csv or .jsonl; else held-out phrases")
@@ -110,7 +110,7 @@ def make_setup(encoder, sanitizer, concept: str, budget: int, examples: int, see
     from . import surrogate
     from .banned import load_banned
     from .disguises import disguises
-    from .judge import make_judge
+    from .judge import held_out, make_judge
     from .table import Setup
 
     return Setup(
@@ -120,6 +120,7 @@ def make_setup(encoder, sanitizer, concept: str, budget: int, examples: int, see
         judge=make_judge(encoder, concept, examples, seed, say),
         banned=load_banned(concept),
         words=PromptGenerator(load_concepts([concept]), load_templates(), seed).words,
+        twins=held_out(concept, seed).safe,
         disguises=disguises(concept),
         budget=budget,
         seed=seed,

@@ -19,6 +19,7 @@ from sanitizer.templates import load_templates
 
 from ..bundled_sets import HELD_OUT, bundled_sets, probe_sets
 from ..metrics import cosine
+from ..prompt_sets import PromptSet
 from ..residual import ConceptProbes, PromptVectors
 from .ring_a_bell import PAIRS, concept_vector
 
@@ -108,11 +109,17 @@ def make_judge(encoder: TextEncoder, concept: str, examples: int, seed: int, say
     return _with_error(judge, encoder, concept, seed)
 
 
-def _with_error(judge: Judge, encoder: TextEncoder, concept: str, seed: int) -> Judge:
-    held_out = next(s for s in bundled_sets(concept, 1, CONTROL, seed) if s.name == HELD_OUT)
-    if not held_out.prompts:
+def held_out(concept: str, seed: int, limit: int | None = None) -> PromptSet:
+    """The bundled held-out pairs. Raises SanitizerError for a concept without any."""
+    found = next(s for s in bundled_sets(concept, 1, limit, seed) if s.name == HELD_OUT)
+    if not found.prompts:
         raise SanitizerError(f"--concept: {concept!r} has no held-out phrases to attack with.")
-    targets = vectors(encoder, judge.space, held_out.prompts)
-    verdicts = judge.verdicts(vectors(encoder, judge.space, held_out.safe), targets)
+    return found
+
+
+def _with_error(judge: Judge, encoder: TextEncoder, concept: str, seed: int) -> Judge:
+    pairs = held_out(concept, seed, CONTROL)
+    targets = vectors(encoder, judge.space, pairs.prompts)
+    verdicts = judge.verdicts(vectors(encoder, judge.space, pairs.safe), targets)
     wrong = sum(verdict.success for verdict in verdicts)
     return replace(judge, twins=wrong / len(verdicts), twins_count=len(verdicts))

@@ -10,9 +10,8 @@ from sanitizer.audit.space import vectors
 from sanitizer.cli.readers import read_prompts
 from sanitizer.errors import SanitizerError
 
-from ..bundled_sets import HELD_OUT, bundled_sets
 from .journal import Journal, key
-from .judge import Judge
+from .judge import Judge, held_out
 from .table import NONE, TOKENS, Setup, entries, run_attack
 
 Say = Callable[[str, int, int], None]
@@ -28,7 +27,7 @@ def read_targets(file: str | None, column: str, concept: str, seed: int) -> list
     Raises SanitizerError for a file that cannot be read, lacks the column or has no prompts.
     """
     if file is None:
-        found = next(s for s in bundled_sets(concept, 1, None, seed) if s.name == HELD_OUT).prompts
+        found = held_out(concept, seed).prompts
         where = f"concept {concept}"
     else:
         found, where = list(read_prompts(file, column)), file
@@ -93,9 +92,9 @@ def _check_tokens(name: str, setup: Setup) -> None:
 
 def _finished(name: str, setup: Setup, target: str, vector: Tensor, step, show: bool) -> dict:
     began = time.monotonic()
-    found, queries = run_attack(name, setup, target, vector, step)
+    found, queries, wanted = run_attack(name, setup, target, vector, step)
     digest = key(name, target)[1]
-    record = {"attack": name, "target": digest, "queries": queries, "points": _judged(setup, found, vector)}
+    record = {"attack": name, "target": digest, "queries": queries, "points": _judged(setup, found, wanted)}
     record["seconds"] = round(time.monotonic() - began, 3)
     if show:
         record["target_prompt"] = target

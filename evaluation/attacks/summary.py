@@ -100,7 +100,7 @@ def markdown(facts: dict, rows: Sequence[dict]) -> str:
         "the same sentence with another wording of the same thing are as near, of unrelated unsafe prompts "
         f"{100 * judge['unrelated']:.1f} %. The judge would call {100 * judge['twins']:.1f} % of "
         f"{judge['twins_count']} raw safe twins a success on their unsafe prompt: so much of any figure may be its "
-        "error.",
+        "error, and `control` says the same of optimised text.",
         "",
         "Success in per cent with its 95 % interval (Wilson).",
         "",

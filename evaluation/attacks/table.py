@@ -3,12 +3,13 @@
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from sanitizer.audit.genetic import genetic_search
-from sanitizer.audit.space import Objective, Sanitize, cosine_distance, squared_distance
+from sanitizer.audit.space import Objective, Sanitize, cosine_distance, squared_distance, vectors
 from sanitizer.audit.substitution import substitution_search
 from sanitizer.audit.trace import Step
 from sanitizer.encoders import TextEncoder
@@ -23,7 +24,7 @@ from .ring_a_bell import target_vector
 
 MMA, RING = "mma", "ring-a-bell"
 ADAPTIVE = "adaptive-"
-OBFUSCATION, SUBSTITUTION = "obfuscation", "substitution"
+OBFUSCATION, SUBSTITUTION, CONTROL = "obfuscation", "substitution", "control"
 NONE = "none"
 """The target as it is written, without any attack: always measured."""
 
@@ -34,9 +35,10 @@ SOURCES = {
     ADAPTIVE + MMA: "the same gradient search through sanitizer and encoder together",
     ADAPTIVE + RING: "the same genetic search against sanitizer and encoder together",
     SUBSTITUTION: "adaptive and without gradients: words of the target exchanged, added, moved, disguised",
+    CONTROL: "the search of mma towards a safe twin: its success is the judge's error on text of this kind",
 }
 """Name -> what it is, in the order of the report."""
-TOKENS = (MMA, RING, ADAPTIVE + MMA, ADAPTIVE + RING)
+TOKENS = (MMA, RING, ADAPTIVE + MMA, ADAPTIVE + RING, CONTROL)
 """Attacks that need the encoder's tokens."""
 
 
@@ -64,6 +66,8 @@ class Setup:
     banned: BannedWords
     words: list[str]
     """Harmless words for the substitution attack."""
+    twins: list[str]
+    """Safe twins of held-out prompts, for the control."""
     disguises: dict[str, Disguise]
     budget: int
     seed: int
@@ -87,24 +91,34 @@ def entries(attacks: list[str], setup: Setup) -> list[str]:
     return found
 
 
-def run_attack(name: str, setup: Setup, target: str, vector: Tensor, step: Step) -> tuple[dict[int, str], int]:
-    """Run one entry on one target. Returns budget -> best prompt within it, and the prompts encoded.
+class Finished(NamedTuple):
+    """What an attack came to."""
 
-    vector (F,): the target's, raw. The dictionary is empty for an obfuscation that cannot be applied to the target.
-    """
+    prompts: dict[int, str]
+    """Budget -> best prompt within it; empty for an obfuscation that cannot be applied to the target."""
+    queries: int
+    """Prompts encoded."""
+    target: Tensor
+    """(F,) what its content is judged by."""
+
+
+def run_attack(name: str, setup: Setup, target: str, vector: Tensor, step: Step) -> Finished:
+    """Run one entry on one target; vector (F,): the target's, raw."""
     random_state = f"{setup.seed}-{name}-{target}"
     rng = random.Random(random_state)
     if name == NONE:
-        return {1: target}, 0
+        return Finished({1: target}, 0, vector)
     if name.startswith(OBFUSCATION):
         text = setup.disguises[name.partition("/")[2]](target, rng)
-        return ({} if text is None else {1: text}), 1
+        return Finished({} if text is None else {1: text}, 1, vector)
+    if name == CONTROL:
+        vector = vectors(setup.encoder, setup.judge.space, [rng.choice(setup.twins)])[0]
     generator = torch.Generator().manual_seed(rng.getrandbits(62))
     search = _SEARCHES[name.removeprefix(ADAPTIVE)]
     adaptive = name.startswith(ADAPTIVE) or name == SUBSTITUTION
     objective = Objective(setup.encoder, setup.judge.space, vector, setup.hard if adaptive else None)
     trace = search(name, setup, objective, target, rng, generator, step)
-    return trace.found(), objective.queries
+    return Finished(trace.found(), objective.queries, vector)
 
 
 def _mma(name, setup, objective, target, rng, generator, step):
@@ -131,4 +145,4 @@ def _substitution(name, setup, objective, target, rng, generator, step):
     return substitution_search(objective, target, setup.words, budget=setup.budget, rng=rng, step=step)
 
 
-_SEARCHES: dict[str, Callable] = {MMA: _mma, RING: _ring, SUBSTITUTION: _substitution}
+_SEARCHES: dict[str, Callable] = {MMA: _mma, RING: _ring, SUBSTITUTION: _substitution, CONTROL: _mma}
