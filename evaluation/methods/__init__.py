@@ -31,6 +31,8 @@ METHODS: dict[str, Callable[..., Method]] = {
     "linear_edit": _lazily("linear_edit", "LinearEdit"),
     "latent_guard": _lazily("latent_guard", "LatentGuard"),
     "safeguider": _lazily("safeguider", "SafeGuider"),
+    "re_encode": _lazily("re_encode", "ReEncode"),
     "ours": _lazily("ours", "Ours"),
 }
-"""Name -> factory. `ours` takes the EmbeddingSanitizer, the others nothing."""
+"""Name -> factory. `ours` takes the EmbeddingSanitizer; `re_encode` takes it too, and without one looks in weights/
+for that of the encoder it is fitted on. The others take nothing."""

@@ -43,6 +43,7 @@ class SafeGuider:
         labels = torch.cat([torch.full((len(x),), float(i == 0)) for i, x in enumerate(groups)])
         self.recogniser = _train(torch.cat(groups), labels, d.seed)
         self.threshold = threshold_for(self, d)
+        self.last: tuple[list[str], list[str]] | None = None
 
     @torch.no_grad()
     def score(self, batch: Batch) -> Tensor:
@@ -58,8 +59,10 @@ class SafeGuider:
         flagged = (self.score(batch) > self.threshold).nonzero().squeeze(1).tolist()
         if not flagged or strength == 0:
             return untouched(batch)
-        guided = self.guide([batch.prompts[b] for b in flagged])
-        changed = [(b, text) for b, text in zip(flagged, guided, strict=True) if text != batch.prompts[b]]
+        wanted = [batch.prompts[b] for b in flagged]
+        if self.last is None or self.last[0] != wanted:  # Remembered, for other strengths.
+            self.last = wanted, self.guide(wanted)
+        changed = [(b, text) for b, text in zip(flagged, self.last[1], strict=True) if text != batch.prompts[b]]
         if not changed:
             return untouched(batch)
         return substitute(batch, [b for b, _ in changed], encode(self.encoder, [text for _, text in changed]), strength)

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from sanitizer.encoders import Encoding
 
-from ..base import Batch, Development, Treated
+from ..base import BATCH, Batch, Development, Treated
 from .common import bare, prepare, text_rows, threshold_for, treated, untouched
 from .substitution import encode
 
@@ -18,20 +18,25 @@ class Safree:
     d_i > (1 + α) · mean of d_j over j ≠ i, d_i = |(I - P_C) p_i|, p_i the embedding of the prompt without token i.
 
     Its row becomes (I - P_C) P_I e, P_I the projection onto the span of all p_i. α is the threshold; the paper's is
-    0.01. The prompt without a token is here the mean of its other text rows, where the paper encodes it anew with the
-    token masked: twelve encodings more for a prompt of twelve tokens. The filters on the denoising steps and on the
-    latent's frequencies need a diffusion model and are left out.
+    0.01. The paper encodes the prompt anew for each token, with the token masked. That is done with `exact`, the token
+    cut out of the text, and costs a dozen encodings a prompt; otherwise p_i is the mean of the prompt's other text
+    rows, which is another test: on minilm, 100 unsafe and 100 calibration prompts of the split, AUROC 0.37 where the
+    exact one has 0.65, 7 % caught at 1 % false alarms where it has 12 %, and at the paper's α each of the two fires on
+    all 200. The filters on the denoising steps and on the latent's frequencies need a diffusion model and are left out.
     """
 
     name = "safree"
     title = "SAFREE, text part"
     source = "Yoon et al. 2024, SAFREE: Training-Free and Adaptive Guard, arXiv 2410.12761, section 3.1 and 3.2"
 
+    def __init__(self, exact: bool = False) -> None:
+        self.exact = exact
+
     def fit(self, development: Development) -> None:
         """Span the concept's subspace, set α."""
         prepared = prepare(development)
-        encoder = bare(development.encoder)
-        e = encode(encoder, prepared.phrases(development, CONCEPTS))
+        self.encoder = bare(development.encoder)
+        e = encode(self.encoder, prepared.phrases(development, CONCEPTS))
         self.basis = span(_text_mean(e))
         self.pooled_basis = None if e.pooled is None else span(e.pooled.float())
         self.alpha = threshold_for(self, development)
@@ -45,7 +50,7 @@ class Safree:
     def token_scores(self, batch: Batch) -> Tensor:
         """d_i / mean of d_j, less 1; -1 for a row without text or a prompt of a single token."""
         text = text_rows(batch.encoding)
-        distance = (outside(without_each(batch.encoding.rows.float(), text), self.basis).norm(dim=-1)) * text
+        distance = outside(self._without_each(batch), self.basis).norm(dim=-1) * text
         others = (distance.sum(1, keepdim=True) - distance) / (text.sum(1, keepdim=True) - 1).clamp_min(1)
         ratio = distance / others.clamp_min(1e-9) - 1
         return torch.where(text & (text.sum(1, keepdim=True) > 1), ratio, -1.0)
@@ -58,9 +63,10 @@ class Safree:
         if strength == 0 or not fault.any():
             return untouched(batch)
         rows, pooled, text = e.rows.clone(), None if e.pooled is None else e.pooled.clone(), text_rows(e)
+        left_out = self._without_each(batch)
         for b in fault.any(1).nonzero().squeeze(1).tolist():
             own = e.rows[b].float()
-            prompt = span(without_each(own[None], text[b][None])[0][text[b]])
+            prompt = span(left_out[b, text[b]])
             projected = outside(own @ prompt.T @ prompt, self.basis)
             new = (own + strength * (projected - own)).to(rows.dtype)
             rows[b] = torch.where(fault[b][:, None], new, e.rows[b])
@@ -68,6 +74,19 @@ class Safree:
                 own = e.pooled[b].float()
                 pooled[b] = (own + strength * (outside(own, self.pooled_basis) - own)).to(pooled.dtype)
         return treated(batch, rows, e.mask, pooled)
+
+    def _without_each(self, batch: Batch) -> Tensor:
+        """(B, L, D): the embedding of the prompt without the token of each text row."""
+        e, text = batch.encoding, text_rows(batch.encoding)
+        if not self.exact:
+            return without_each(e.rows.float(), text)
+        out = torch.zeros(e.rows.shape, device=e.rows.device)
+        places = text.nonzero().tolist()
+        cut = [batch.prompts[b][: e.offsets[b][i][0]] + batch.prompts[b][e.offsets[b][i][1] :] for b, i in places]
+        for first in range(0, len(cut), BATCH):
+            means = _text_mean(encode(self.encoder, cut[first : first + BATCH]))
+            out[tuple(torch.tensor(places[first : first + BATCH]).T)] = means
+        return out
 
 
 def span(rows: Tensor) -> Tensor:
