@@ -1,0 +1,286 @@
+"""Each method does what its formula says."""
+
+import pytest
+import torch
+
+from evaluation.base import Batch, Development
+from evaluation.methods.common import Space, prepare, text_rows, threshold_at
+from evaluation.methods.leace import Eraser
+from evaluation.methods.linear_edit import derive, edit
+from evaluation.methods.safree import Safree, outside, span, without_each
+from evaluation.methods.substitution import EmptyPrompt, blend, encode
+from sanitizer.encodings import measure
+from sanitizer.probes import Probe, area_under_curve
+
+RED = ["crimson", "scarlet", "ruby", "vermilion", "cherry", "carmine", "maroon", "rusty"]
+GREEN = ["olive", "jade", "green"]
+PLAIN = ["wooden", "heavy", "little", "quiet", "narrow", "broken", "distant", "hollow"]
+FRAMES = ["a {} dress on a chair", "the {} door of the old house", "light on {} water", "a {} boat", "two {} birds fly"]
+
+
+def filled(words, count):
+    return [FRAMES[i % 5].format(words[(i // 5) % len(words)]) for i in range(count)]
+
+
+def development(encoder):
+    return Development(
+        encoder, "nudity", filled(RED, 40), filled(GREEN, 40), filled(PLAIN[:4], 20), filled(PLAIN[4:], 20),
+        [f"{word} dress" for word in RED], [f"{GREEN[i % 3]} dress" for i in range(len(RED))],
+    )  # fmt: skip
+
+
+def batch(encoder, prompts):
+    return Batch(list(prompts), encoder.encode(list(prompts)))
+
+
+def probe_auroc(x, y):
+    return area_under_curve(*(Probe.fit(x, y)(x)[y == label] for label in (1, 0)))
+
+
+# ------------------------------------------------------------------ LEACE
+
+
+def labelled(count=600, width=12):
+    generator = torch.Generator().manual_seed(0)
+    z = (torch.rand(count, generator=generator) < 0.4).float()
+    mixing = torch.randn(width, width, generator=generator)
+    x = torch.randn(count, width, generator=generator) @ mixing + 3 * z[:, None] * torch.randn(
+        width, generator=generator
+    )
+    return x, z
+
+
+def test_leace_leaves_nothing_to_a_linear_probe():
+    x, z = labelled()
+    eraser = Eraser.fit(x, z, torch.ones(len(x)))
+    erased = x + eraser.change(x)
+    assert probe_auroc(x, z) > 0.95, "positive control: the probe learns the concept from raw rows"
+    assert abs(probe_auroc(erased, z) - 0.5) < 0.05
+    cross = (erased - erased.mean(0)).T @ (z - z.mean())
+    assert cross.abs().max() < 1e-2 * ((x - x.mean(0)).T @ (z - z.mean())).abs().max()
+
+
+def test_leace_is_idempotent_and_the_smallest_change():
+    x, z = labelled()
+    eraser = Eraser.fit(x, z, torch.ones(len(x)))
+    erased = x + eraser.change(x)
+    torch.testing.assert_close(eraser.change(erased), torch.zeros_like(x), atol=1e-3, rtol=0)
+    # Projecting out the difference of the class means erases as well, and changes more.
+    gap = torch.nn.functional.normalize(x[z > 0].mean(0) - x[z == 0].mean(0), dim=0)
+    projected = (x - x.mean(0)) @ gap
+    assert eraser.change(x).square().sum() <= projected.square().sum() * 1.001
+
+
+def test_leace_leaves_dead_channels_and_unlabelled_data_alone():
+    x, z = labelled()
+    x = torch.cat([x, torch.full((len(x), 1), 7.0)], dim=1)
+    assert Eraser.fit(x, z, torch.ones(len(x))).change(x)[:, -1].abs().max() < 1e-9
+    assert Eraser.fit(x, torch.zeros(len(x)), torch.ones(len(x))).change(x).abs().max() < 1e-4
+
+
+def test_leace_erases_mean_rows_of_the_split(tiny_causal):
+    from evaluation.methods.leace import Leace
+
+    d, method = development(tiny_causal), Leace()
+    method.fit(d)
+    texts = [*d.unsafe, *d.safe, *d.benign]
+    y = torch.zeros(len(texts))
+    y[: len(d.unsafe)] = 1.0
+    b = batch(tiny_causal, texts)
+    out, space = method.apply(b), prepare(d).space
+    weight = space.weight(b.encoding)
+    gap = []
+    for rows in (b.encoding.rows, out.rows):
+        x = (rows * weight[..., None]).sum(1) / weight.sum(1, keepdim=True)
+        gap.append((x - x.mean(0)).T @ (y - y.mean()))
+    assert gap[1].norm() < 0.12 * gap[0].norm(), "all but the rounding of half precision and of the kept padding rows"
+    assert torch.equal(out.rows[:, 0], b.encoding.rows[:, 0]), "the start row is the same for all prompts"
+
+
+# ------------------------------------------------------------------ UCE and RECE
+
+
+def test_the_edit_minimises_its_objective():
+    generator = torch.Generator().manual_seed(0)
+    c, a, b = (torch.randn(50, 6, generator=generator).double() for _ in range(3))
+    old = torch.eye(6).double()
+    weights = edit(old, c, a, b, preserve=0.3, ridge=0.1)
+
+    def loss(w):
+        return ((c @ w - a).square().sum() + 0.3 * (b @ w - b @ old).square().sum()) / 50 + 0.1 * (
+            w - old
+        ).square().sum()
+
+    for _ in range(20):
+        nudge = 1e-3 * torch.randn(6, 6, generator=generator).double()
+        assert loss(weights + nudge) > loss(weights)
+
+
+def test_a_derived_concept_brings_the_concept_back():
+    generator = torch.Generator().manual_seed(0)
+    c, a, b = (torch.randn(3, 8, generator=generator).double() for _ in range(3))
+    edited = edit(torch.eye(8).double(), c, a, b, preserve=1.0, ridge=0.1)
+    found = derive(edited, c, 1e-6)
+    assert (found @ edited - c).norm() < 0.05 * (c @ edited - c).norm()
+
+
+def test_the_edit_brings_unsafe_prompts_to_their_twins(tiny):
+    from evaluation.methods.linear_edit import LinearEdit
+
+    d, method = development(tiny), LinearEdit()
+    method.fit(d)
+    space = prepare(d).space
+    unsafe, safe = batch(tiny, d.unsafe), batch(tiny, d.safe)
+    twin = space.mean_row(safe.encoding)
+    out = method.apply(unsafe)
+    before = space.mean_row(unsafe.encoding)
+    weight = space.weight(unsafe.encoding)[..., None]
+    after = (space.rows(Batch([], replaced(unsafe.encoding, out.rows)).encoding) * weight).sum(1) / weight.sum(1)
+    assert torch.cosine_similarity(after, twin).mean() > torch.cosine_similarity(before, twin).mean() + 0.05
+
+
+def replaced(encoding, rows):
+    from dataclasses import replace
+
+    return replace(encoding, rows=rows)
+
+
+# ------------------------------------------------------------------ SAFREE
+
+
+def test_projections_are_idempotent():
+    rows = torch.randn(5, 16, generator=torch.Generator().manual_seed(0))
+    basis = span(torch.cat([rows, rows[:1]]))
+    assert basis.shape == (5, 16)
+    torch.testing.assert_close(rows @ basis.T @ basis, rows, atol=1e-4, rtol=1e-4)
+    x = torch.randn(3, 16)
+    torch.testing.assert_close(outside(outside(x, basis), basis), outside(x, basis), atol=1e-5, rtol=1e-4)
+    assert (outside(x, basis) @ rows.T).abs().max() < 1e-3
+
+
+def test_the_prompt_without_each_token():
+    rows = torch.arange(24.0).view(1, 4, 6)
+    text = torch.tensor([[False, True, True, True]])
+    left = without_each(rows, text)
+    torch.testing.assert_close(left[0, 1], (rows[0, 2] + rows[0, 3]) / 2)
+    torch.testing.assert_close(left[0, 3], (rows[0, 1] + rows[0, 2]) / 2)
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_safree_trigger_is_the_token_in_the_subspace(tiny, exact):
+    """The token whose removal takes the prompt furthest from the concept, and that token's row alone is projected."""
+    method = Safree(exact)
+    method.fit(development(tiny))
+    # The split's phrases span a quarter of the tiny encoder's channels, noise included; the concept is one of them.
+    method.basis = span(tiny.vector("crimson")[None])
+    b = batch(tiny, ["quiet crimson door near old boats"])
+    scores = method.token_scores(b)[0]
+    assert b.encoding.tokens[0][int(scores.argmax())] == "crimson"
+    method.alpha = float(scores.max()) - 1e-4
+    out = method.apply(b)
+    changed = (out.rows != b.encoding.rows).any(-1)[0]
+    assert [t for t, c in zip(b.encoding.tokens[0], changed.tolist(), strict=True) if c] == ["crimson"]
+    torch.testing.assert_close(outside(out.rows[0, changed], method.basis), out.rows[0, changed], atol=1e-3, rtol=1e-3)
+    method.alpha = float(scores.max()) + 1e-4
+    assert not method.apply(b).touched.any()
+
+
+# ------------------------------------------------------------------ Semantic Surgery and the concept vector
+
+
+def test_semantic_surgery_subtracts_what_is_present(tiny_causal):
+    from evaluation.methods.semantic_surgery import SemanticSurgery
+
+    method = SemanticSurgery()
+    method.fit(development(tiny_causal))
+    b = batch(tiny_causal, ["a crimson dress on a chair"])
+    presence = method.presence(b)[0]
+    method.threshold = float(presence.max()) - 1e-3
+    found = tuple(sorted(i for i in range(len(presence)) if presence[i] > method.threshold))
+    amount = torch.sigmoid((presence.max() - method.threshold) / method.gamma)
+    concept = tiny_causal.encode([", ".join(method.phrases[i] for i in found)])
+    neutral = tiny_causal.encode([""])
+    wanted = b.encoding.rows - amount * (concept.rows - neutral.rows)
+    out = method.apply(b)
+    torch.testing.assert_close(out.rows[0, 1:], wanted[0, 1:], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(out.pooled, b.encoding.pooled - amount * (concept.pooled - neutral.pooled))
+    assert torch.equal(out.rows[0, 0], b.encoding.rows[0, 0])
+
+
+def test_the_concept_vector_moves_unsafe_means_onto_safe_ones(tiny):
+    from evaluation.methods.concept_vector import ConceptVector
+
+    d, method = development(tiny), ConceptVector()
+    method.fit(d)
+    unsafe, safe = batch(tiny, d.unsafe), batch(tiny, d.safe)
+
+    def mean(rows, e):
+        text = text_rows(e)[..., None]
+        return ((rows * text).sum(1) / text.sum(1)).mean(0)
+
+    wanted, before = mean(safe.encoding.rows, safe.encoding), mean(unsafe.encoding.rows, unsafe.encoding)
+    for strength, left in ((0.5, 0.5), (1.0, 0.0), (1.5, 0.5)):
+        after = mean(method.apply(unsafe, strength).rows, unsafe.encoding)
+        assert abs(float((after - wanted).norm() / (before - wanted).norm()) - left) < 0.02
+
+
+# ------------------------------------------------------------------ word list, blocking, thresholds
+
+
+def test_the_word_list_knows_whole_words_only(tiny):
+    from evaluation.methods.word_list import WordList
+
+    method = WordList()
+    method.fit(development(tiny))
+    b = batch(tiny, ["A Crimson  Dress", "a crimsondress", "a dress", "ruby, a ruby dress"])
+    assert (method.score(b) > 0).tolist() == [True, False, False, True]
+    rows = method.token_scores(b)
+    assert [t for t, r in zip(b.encoding.tokens[0], rows[0].tolist(), strict=True) if r] == ["Crimson", "Dress"]
+
+
+def test_blocked_prompts_become_the_empty_one(tiny, tiny_causal):
+    for encoder in (tiny, tiny_causal):
+        b = batch(encoder, ["a crimson dress", "a longer prompt than the first one", "an olive tree"])
+        out = EmptyPrompt(encoder).replace(b, torch.tensor([True, False, False]), 1.0)
+        empty = encoder.encode([""])
+        assert int(out.mask[0].sum()) == int(empty.mask.sum()) and out.touched.tolist() == [True, False, False]
+        torch.testing.assert_close(out.rows[0][out.mask[0]], empty.rows[0][empty.mask[0]])
+        assert torch.equal(out.rows[1:], b.encoding.rows[1:])
+
+
+def test_blend_goes_from_one_encoding_to_the_other(tiny):
+    before, after = encode(tiny, ["a crimson dress"]), encode(tiny, ["a long green summer dress"])
+    rows, mask, _ = blend(before, after, 0.0)
+    assert torch.equal(rows, before.rows) and torch.equal(mask, before.mask)
+    rows, mask, _ = blend(before, after, 1.0)
+    assert torch.equal(rows, after.rows) and torch.equal(mask, after.mask)
+    half, mask, _ = blend(before, after, 0.5)
+    dress = before.tokens[0].index("dress")
+    torch.testing.assert_close(
+        half[0, dress], (before.rows[0, dress] + after.rows[0, after.tokens[0].index("dress")]) / 2
+    )
+    assert torch.equal(mask, before.mask)
+
+
+def test_encode_keeps_the_order(tiny):
+    texts = ["a rather long prompt about boats", "short", "two words"] * 30
+    whole = encode(tiny, texts)
+    for i in (0, 1, 44):
+        alone = tiny.encode([texts[i]])
+        assert whole.tokens[i][: len(alone.tokens[0])] == alone.tokens[0]
+        torch.testing.assert_close(whole.rows[i][whole.mask[i]], alone.rows[0][alone.mask[0]])
+
+
+def test_threshold_lets_the_allowed_share_through():
+    scores = torch.arange(1000.0)
+    assert int((scores > threshold_at(scores)).sum()) == 5
+    assert int((torch.ones(10) > threshold_at(torch.ones(10))).sum()) == 0
+
+
+def test_space_brings_channels_to_one_scale(tiny_causal):
+    e = tiny_causal.encode(filled(PLAIN, 40))
+    space = Space(measure([e]))
+    weight = space.weight(e)
+    assert not weight[:, 0].any() and weight[:, 1:].all()
+    x = space.rows(e)[weight > 0]
+    assert x.std(0).mean() == pytest.approx(1.0, abs=0.15)
