@@ -190,11 +190,12 @@ class _Pass:
         if (len(bare) > 2 and self.known(bare)) or not any(map(str.isalpha, run)) or _UNIT.fullmatch(run):
             return run
         core = bare if core[:1] == core[-1:] == WILD else core
+        whole = self._decode(low)
         if core != low and len(core) > 2:  # Brackets, emphasis and exclamation marks may be just that.
             inner = self._word(core) if core.isalpha() else self._decode(core)
-            if inner and inner != core:
+            if inner and inner != core and (self.known(inner) or not whole):
                 return low.replace(core, inner, 1)
-        return self._decode(low) or run
+        return whole or run
 
     def _decode(self, low: str) -> str | None:
         """n4k3d, p*rn."""
@@ -219,7 +220,11 @@ class _Pass:
             return None
         for star in ("[aeiou]", "[a-z]"):
             signs = (star if c == WILD else f"[{LEET[c]}]" if c in LEET else re.escape(c) for c in low)
-            found = self.vocabulary.matching("".join(signs), len(low))
+            pattern = re.compile("".join(signs))
+            if len(low) < 3:  # Of the shortest, word lists hold much that is no word.
+                found = self.vocabulary.best(word for word in SMALL if pattern.fullmatch(word))
+            else:
+                found = self.vocabulary.matching(pattern, len(low))
             if found and (self.loose or found in self.lexicon):
                 return found
         return None

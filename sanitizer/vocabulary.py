@@ -78,10 +78,9 @@ class Vocabulary:
         """The likeliest; None for none."""
         return min(words, key=self._rank, default=None)
 
-    def matching(self, pattern: str, length: int) -> str | None:
+    def matching(self, pattern: re.Pattern[str], length: int) -> str | None:
         """The likeliest word of a length that fits a regular expression."""
-        fits = re.compile(pattern).fullmatch
-        return next((word for word in self._by_length.get(length, ()) if fits(word)), None)
+        return next((word for word in self._by_length.get(length, ()) if pattern.fullmatch(word)), None)
 
     def shortened(self, low: str) -> str | None:
         """The word of a stretched one, as nude of nuuude."""
