@@ -6,6 +6,7 @@ Shapes: N prompts, L rows, D channels, P pooled channels.
 from collections.abc import Iterator, Sequence
 from itertools import permutations
 
+import comfy.model_management
 import torch
 from comfy.sd1_clip import ClipTokenWeightEncoder
 from torch import Tensor
@@ -56,7 +57,8 @@ class ComfyTextEncoder:
 
     def encode(self, prompts: Sequence[str]) -> Encoding:
         """Encode a batch; rows that a shorter prompt lacks are zero and masked. Raises SanitizerError for a model
-        whose conditioning has text in a place that is not covered."""
+        whose conditioning has text in a place that is not covered, and ComfyUI's interrupt exception between the
+        batches that the model takes: a large encoder needs minutes for those of training."""
         with torch.inference_mode():
             tokens = [self.clip.tokenize(prompt) for prompt in prompts]
             encoded = self._encode_all(tokens)
@@ -88,10 +90,12 @@ class ComfyTextEncoder:
         for shape, members in groups.items():
             if shape == () or len(members) == 1 or not self._can_batch():
                 for index in members:
+                    comfy.model_management.throw_exception_if_processing_interrupted()
                     result[index] = self._encode_one(tokens[index])
                 continue
             size = max(1, ROWS_PER_CALL // max(length for _, length in shape))
             for first in range(0, len(members), size):
+                comfy.model_management.throw_exception_if_processing_interrupted()
                 some = members[first : first + size]
                 for index, part in zip(some, self._encode_batch([tokens[i] for i in some]), strict=True):
                     result[index] = part

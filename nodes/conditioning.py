@@ -5,6 +5,7 @@ A conditioning is a list of `[cond, extras]`, cond (B, L, D). Nothing in it is e
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any
 
 import torch
@@ -34,9 +35,13 @@ NO_TEXT = frozenset(
     context_latents audio_embed audio_feature audio_inject_scale ref_audio reference_audio_timbre_latents
     reference_strength attention_mask_img_shape image_only_indicator seconds_start seconds_total lq_latent grid_mask
     lyrics_strength patch_size trellis2_shape_slat trellis2_coords trellis2_coord_counts
+    clip_vision_outputs clip_vision_output_pose degrade_sigma minimax_keyframes minimax_refs minimax_token_tags
     """.split()  # noqa: SIM905, a list of names in words reads best
 )
 """Keys of ComfyUI's own nodes whose tensors hold pictures, latents, sound, masks or numbers."""
+
+CODES = frozenset({"audio_codes"})
+"""Keys under which a text encoder hands on the prompt's meaning as plain numbers."""
 
 
 @dataclass
@@ -63,7 +68,7 @@ class Part:
 
 
 def parts(entry: list) -> list[Part]:
-    """The text of an entry. Raises SanitizerError for a tensor that may carry text and is not covered."""
+    """The text of an entry. Raises SanitizerError for a value that may carry text and is not covered."""
     cond, extras = entry[0], entry[1]
     _check_covered(extras)
     values = {**extras, "cond": cond}
@@ -121,20 +126,20 @@ def _mask(mask: Any, rows: Tensor) -> Tensor | None:
 def _check_covered(extras: dict) -> None:
     covered = {key for keys in PARTS for key in keys if key}
     for key, value in extras.items():
-        if key in covered or key in NO_TEXT or key == RECORD or not _holds_tensor(value):
+        if key in covered or key in NO_TEXT or key == RECORD or (key not in CODES and _is_plain(value)):
             continue
         raise SanitizerError(
-            f"Conditioning: the key {key!r} holds a tensor that may carry the prompt and that no sanitizer covers, so "
-            "it is refused rather than passed on unseen. If another node added it and it carries no text, put "
-            "Sanitize Conditioning before that node; if the text encoder made it, this model is not supported."
+            f"Conditioning: the key {key!r} holds a {type(value).__name__} that may carry the prompt and that no "
+            "sanitizer covers, so it is refused rather than passed on unseen. If another node added it and it carries "
+            "no text, put Sanitize Conditioning before that node; if the text encoder made it, this model is not "
+            "supported."
         )
 
 
-def _holds_tensor(value: Any) -> bool:
-    if torch.is_tensor(value):
+def _is_plain(value: Any) -> bool:
+    """Whether a value cannot hold an embedding: numbers and names. Arrays and objects of unknown kinds can."""
+    if value is None or isinstance(value, (bool, int, float, str, bytes, Enum)):
         return True
     if isinstance(value, dict):
-        return any(_holds_tensor(item) for item in value.values())
-    if isinstance(value, (list, tuple)):
-        return any(_holds_tensor(item) for item in value)
-    return False
+        return all(_is_plain(item) for item in value.values())
+    return isinstance(value, (list, tuple, set)) and all(_is_plain(item) for item in value)

@@ -10,7 +10,7 @@ from . import folders
 from .comfy_encoder import ComfyTextEncoder
 from .loaded import LoadedSanitizer, SanitizerSocket
 from .messages import CATEGORY, Progress, readable, ui
-from .training import choose_examples, train
+from .training import Plan, choose_examples, train
 
 AUTO = "auto"
 
@@ -95,17 +95,16 @@ class LoadSanitizer(io.ComfyNode):
                     f"Load Sanitizer: no sanitizer of this CLIP knows the concept {name!r}. 'auto' can train "
                     f"{', '.join(known)}; train others with Train Sanitizer."
                 )
-        path = cls._train(encoder, everything)
-        return LoadedSanitizer.load(path, wanted), "Trained and saved"
+        path, plan = cls._train(encoder, everything)
+        return LoadedSanitizer.load(path, wanted), f"Trained on {plan} and saved"
 
     @classmethod
-    def _train(cls, encoder: ComfyTextEncoder, concepts: list) -> Path:
+    def _train(cls, encoder: ComfyTextEncoder, concepts: list) -> tuple[Path, Plan]:
         progress = Progress(cls.hidden.unique_id)
         progress.say("No sanitizer for this CLIP yet. Measuring how fast it encodes…")
-        examples, seconds = choose_examples(encoder, concepts)
-        minutes = examples * seconds / 60
-        progress.say(f"Training one, once: encoding {examples} prompts takes about {minutes:.1f} min, then fitting.")
+        plan = choose_examples(encoder, concepts)
+        progress.say(f"Training one, once: encoding {plan} takes about {plan.minutes:.1f} min, then fitting.")
         name = encoder.architecture.split(",")[0]
         path = folders.save_path(f"auto-{name}-{encoder.fingerprint.weights[:8]}")
-        train(encoder, concepts, path, examples=examples, steps=None, seed=0, progress=progress)
-        return path
+        train(encoder, concepts, path, examples=plan.examples, steps=None, seed=0, progress=progress)
+        return path, plan

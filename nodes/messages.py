@@ -5,6 +5,7 @@ from comfy.utils import ProgressBar
 from comfy_api.latest import io
 from server import PromptServer
 
+from ..sanitizer.report import Report
 from .conditioning import Summary
 
 CATEGORY = "embedding sanitizer"
@@ -52,6 +53,31 @@ def status_line(summary: Summary, strength: float, threshold: float) -> dict:
     if summary.prompts > 1:
         text += f" in {summary.flagged} of {summary.prompts} prompts"
     return {"kind": "status", "state": "changed", "text": text + f" at strength {strength:g}."}
+
+
+def table(report: Report) -> dict:
+    """The held-out figures as the front end shows them: columns, rows, notes. Narrower than the report's own text."""
+    rows = [
+        [readable(c.name), str(c.phrases), *map(_percent, (c.caught, c.flagged, c.probe_before, c.probe_after))]
+        for c in report.concepts
+        if c.phrases
+    ]
+    notes = []
+    if rows:
+        notes.append(
+            "On phrases held out from training. Caught: at 1 % false alarms; flagged: at the threshold. Found: share "
+            "of the flagged in which a probe finds the concept."
+        )
+    if len(rows) < len(report.concepts):
+        own = ", ".join(readable(c.name) for c in report.concepts if not c.phrases)
+        notes.append(f"No phrases are held out for {own}, so nothing is measured.")
+    notes.append(f"Untouched: {_percent(report.benign_identical)} of {report.benign} harmless prompts.")
+    columns = ["concept", "tried", "caught", "flagged", "found before", "after"]
+    return {"columns": columns if rows else [], "rows": rows, "notes": notes}
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.0f} %"
 
 
 class Progress:

@@ -24,7 +24,10 @@ class SanitizedTextModel:
         self._threshold = threshold
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.__dict__["unsanitized"], name)
+        # A copy asks for names before it has any attribute.
+        if name == "unsanitized":
+            raise AttributeError(name)
+        return getattr(self.unsanitized, name)
 
     def encode_token_weights(self, token_weight_pairs: dict) -> tuple:
         """(cond, pooled, extras) as the text model gives them, sanitized, with the tokens of the rows in extras."""

@@ -65,7 +65,13 @@ class TokenScorePreview(io.ComfyNode):
             )
         prompts = []
         for entry in conditioning:
-            part = parts(entry)[0]
+            found = parts(entry)
+            if not found or found[0].keys[0] != "cond":
+                raise SanitizerError(
+                    "Token Score Preview: found an entry without an encoded prompt, expected (batch, rows, channels). "
+                    "Connect the output of a text encode node."
+                )
+            part = found[0]
             result = sanitizer.sanitize(part, 0.0, THRESHOLD)
             words = _words(entry, part, clip, text)
             prompts += [_Prompt(sanitizer, result, index, *words) for index in range(part.rows.shape[0])]

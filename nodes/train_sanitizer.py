@@ -9,7 +9,7 @@ from ..sanitizer.report import Report
 from . import folders
 from .comfy_encoder import ComfyTextEncoder
 from .loaded import LoadedSanitizer, SanitizerSocket
-from .messages import CATEGORY, Progress, ui
+from .messages import CATEGORY, Progress, table, ui
 from .training import Curve, choose_examples, settings_hash, train
 
 NONE = "none"
@@ -74,18 +74,20 @@ class TrainSanitizer(io.ComfyNode):
         curve = Curve()
         if retrain or not path.is_file():
             progress = Progress(cls.hidden.unique_id)
-            count = examples
+            count, shown = examples, f"{examples} prompts"
             if not count:
                 progress.say("Measuring how fast this CLIP encodes…")
-                count, _ = choose_examples(encoder, wanted)
+                plan = choose_examples(encoder, wanted)
+                count, shown = plan.examples, str(plan)
+                progress.say(f"Encoding {shown} takes about {plan.minutes:.1f} min, then fitting.")
             curve = train(encoder, wanted, path, examples=count, steps=steps or None, seed=seed, progress=progress)
-            said = f"Trained on {count} prompts and saved as {path.name}."
+            said = f"Trained on {shown} and saved as {path.name}."
         else:
             said = f"Loaded {path.name}, which was trained with these very inputs."
-        report = Report.from_dict(read_info(path)["report"]).to_text()
+        report = Report.from_dict(read_info(path)["report"])
         erasable = [concept.name for concept in wanted if not concept.context]
-        message = {"kind": "training", "text": said, "curve": curve.stages, "report": report}
-        return io.NodeOutput(LoadedSanitizer.load(path, erasable), report, ui=ui(message))
+        message = {"kind": "training", "text": said, "curve": curve.stages, **table(report)}
+        return io.NodeOutput(LoadedSanitizer.load(path, erasable), report.to_text(), ui=ui(message))
 
 
 def _concepts(names: str, custom: str) -> list[Concept]:

@@ -4,7 +4,7 @@ import hashlib
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import comfy.model_management
@@ -12,29 +12,56 @@ import torch
 
 from ..sanitizer import artifact, training
 from ..sanitizer.concepts import Concept
-from ..sanitizer.pairs import full_size
+from ..sanitizer.pairs import full_size, training_prompts
+from ..sanitizer.templates import load_templates
 from .comfy_encoder import ComfyTextEncoder
 from .messages import Progress
 
 ENCODE_SECONDS = 120
 """How long encoding may take where the number of training prompts is chosen by the encoder's speed."""
+CHECKED = 1 / 5 + 1 / 8
+"""Prompts that `fit` encodes for calibration and report beside each training prompt, at most."""
 FEWEST = 512
 """Training prompts below which a sanitizer is not worth having, however slow the encoder."""
-TRIAL = 32
+TRIALS = (2, 4, 16, 64)
+"""Prompts of the batches that measure the speed. The first loads the model; a large one is as fast as training's."""
+TRIAL_SECONDS = 4
+"""A batch that took as long is the last one."""
 TRAINING_MEMORY = 1.5 * 2**30
 """Bytes that fitting takes at most on the device; ComfyUI frees as much before."""
 
 
-def choose_examples(encoder: ComfyTextEncoder, concepts: Sequence[Concept]) -> tuple[int, float]:
-    """Number of training prompts that the encoder manages in about ENCODE_SECONDS, at most the full set; and its
-    seconds per prompt, measured on a second batch, when the model has been loaded."""
-    prompts = [pair.target for concept in concepts for pair in concept.pairs][:TRIAL]
-    encoder.encode(prompts[:2])
-    began = time.monotonic()
-    encoder.encode(prompts)
-    seconds = (time.monotonic() - began) / len(prompts)
-    affordable = int(ENCODE_SECONDS / max(seconds, 1e-6))
-    return max(FEWEST, min(full_size(concepts), affordable)), seconds
+@dataclass(frozen=True)
+class Plan:
+    examples: int
+    """Training prompts."""
+    full: int
+    """Of a full training set."""
+    minutes: float
+    """That encoding will take, for training, calibration and report."""
+
+    def __str__(self) -> str:
+        fewer = "" if self.examples == self.full else f" (a full set is {self.full}; this CLIP is slow here)"
+        return f"{self.examples} prompts{fewer}"
+
+
+def choose_examples(encoder: ComfyTextEncoder, concepts: Sequence[Concept]) -> Plan:
+    """As many training prompts as the encoder manages in ENCODE_SECONDS, at most the full set, at least FEWEST."""
+    prompts = [prompt.text for prompt in training_prompts(concepts, load_templates(), sum(TRIALS), seed=0)]
+    seconds, at = 0.0, 0
+    for size in TRIALS:
+        some = prompts[at : at + size] or prompts[-size:]
+        at += size
+        began = time.monotonic()
+        encoder.encode(some)
+        took = time.monotonic() - began
+        seconds = took / len(some)
+        if size > TRIALS[0] and took >= TRIAL_SECONDS:
+            break
+    seconds *= 1 + CHECKED
+    full = full_size(concepts)
+    count = max(FEWEST, min(full, int(ENCODE_SECONDS / max(seconds, 1e-6))))
+    return Plan(count, full, count * seconds / 60)
 
 
 def settings_hash(encoder: ComfyTextEncoder, concepts: Sequence[Concept], *settings: object) -> str:
@@ -69,6 +96,7 @@ def train(
     Raises what `fit` and `save` raise, and ComfyUI's interrupt exception.
     """
     device = comfy.model_management.get_torch_device()
+    began = time.monotonic()
     curve = Curve()
 
     def report(stage: str, done: int, total: int, values: dict[str, float]) -> None:
@@ -82,6 +110,8 @@ def train(
                 encoder, concepts, examples=examples, steps=steps, seed=seed, device=device, progress=report
             )
             artifact.save(sanitizer, path)
+        # The last text stays on the node.
+        progress.say(f"Trained in {(time.monotonic() - began) / 60:.1f} min.")
     finally:
         comfy.model_management.soft_empty_cache()
     return curve

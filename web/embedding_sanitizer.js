@@ -34,6 +34,11 @@ const STYLE = `
 .es-scale > span { position: absolute; top: 11px; font-size: 10px; color: #b8b8c0; transform: translateX(-50%);
   white-space: nowrap; }
 .es-curve { display: block; width: 100%; height: 110px; background: #121215; border-radius: 4px; }
+.es-table { width: 100%; margin-top: 6px; border-collapse: collapse; font-size: 11px; line-height: 1.4; }
+.es-table th { font-weight: 400; color: #b8b8c0; vertical-align: bottom; }
+.es-table th, .es-table td { padding: 1px 3px; text-align: right; border-bottom: 1px solid #33333a; }
+.es-table th:first-child, .es-table td:first-child { padding-left: 0; text-align: left; }
+.es-note { margin-top: 4px; font-size: 11px; line-height: 1.4; color: #b8b8c0; }
 .es-report { margin: 6px 0 0; font: 11px/1.45 ui-monospace, monospace; white-space: pre; overflow-x: auto; }
 `;
 
@@ -143,8 +148,22 @@ function training(message) {
     box.append(legend, curveBox(message.curve));
     shown.push(box);
   }
-  shown.push(element("pre", "es-report", message.report));
+  if (message.rows.length) shown.push(figures(message));
+  shown.push(...message.notes.map((note) => element("div", "es-note", note)));
   return shown;
+}
+
+function figures(message) {
+  const table = element("table", "es-table");
+  const head = element("tr");
+  head.append(...message.columns.map((name) => element("th", "", name)));
+  table.append(head);
+  for (const cells of message.rows) {
+    const row = element("tr");
+    row.append(...cells.map((cell) => element("td", "", cell)));
+    table.append(row);
+  }
+  return table;
 }
 
 function report(message) {

@@ -30,6 +30,21 @@ def test_text_that_is_not_covered_is_an_error_that_names_the_key(conditioning, e
         conditioning.parts(entry(**{key: torch.randn(1, 3, 8)}))
 
 
+class Holder:
+    """An object of another pack; what it holds cannot be seen."""
+
+
+@pytest.mark.parametrize("value", [Holder(), [Holder()], {"a": (1, torch.ones(2).numpy())}])
+def test_objects_and_arrays_of_unknown_keys_are_refused(conditioning, error, value):
+    with pytest.raises(error, match="'of_another_pack' holds"):
+        conditioning.parts(entry(of_another_pack=value))
+
+
+def test_codes_that_a_text_encoder_made_are_refused_though_they_are_plain_numbers(conditioning, error):
+    with pytest.raises(error, match="audio_codes"):
+        conditioning.parts(entry(audio_codes=[[1, 2, 3]]))
+
+
 def test_text_inside_gligen_is_found(conditioning, error):
     gligen = ("position", object(), [(torch.randn(1, 768), 1, 1, 0, 0)])
     with pytest.raises(error, match="gligen"):
@@ -40,7 +55,7 @@ def test_pictures_masks_and_numbers_pass(conditioning):
     extras = {
         "mask": torch.ones(1, 8, 8), "concat_latent_image": torch.zeros(1, 4, 8, 8), "guidance": 3.5,
         "prompt_type": "x", "reference_latents": [torch.zeros(1, 4, 8, 8)], "area": (8, 8, 0, 0),
-        "control": object(), "lyrics": "la la",
+        "control": object(), "lyrics": "la la", "of_another_pack": {"size": [1, 2.5, None], "on": True},
     }  # fmt: skip
     assert len(conditioning.parts(entry(**extras))) == 1
 

@@ -150,3 +150,55 @@ def test_inputs_that_cannot_work(run, trainer, models, clip, error, changes, mes
     with pytest.raises(error, match=message):
         run(trainer, **training(clip, **changes))
     assert list(models.iterdir()) == []
+
+
+class SlowEncoder:
+    """Takes a given time for each prompt, on a clock of its own."""
+
+    def __init__(self, seconds):
+        self.seconds, self.now, self.encoded = seconds, 0.0, 0
+
+    def encode(self, prompts):
+        self.encoded += len(prompts)
+        self.now += self.seconds * len(prompts)
+
+    def monotonic(self):
+        return self.now
+
+
+@pytest.mark.parametrize(
+    ("seconds", "chosen"), [(1e-5, "full"), (0.05, "two minutes"), (2.0, "fewest"), (60.0, "fewest")]
+)
+def test_number_of_examples_fits_two_minutes_of_encoding(pack, monkeypatch, seconds, chosen):
+    training = pack("nodes.training")
+    encoder = SlowEncoder(seconds)
+    monkeypatch.setattr(training, "time", encoder)
+    plan = training.choose_examples(encoder, pack("sanitizer.concepts").load_concepts())
+    every = seconds * (1 + training.CHECKED)
+    assert plan.minutes == pytest.approx(plan.examples * every / 60)
+    if chosen == "full":
+        assert plan.examples == plan.full
+    elif chosen == "fewest":
+        assert plan.examples == training.FEWEST
+        assert encoder.encoded <= 6, "measuring a slow encoder must not take long itself"
+        assert f"a full set is {plan.full}" in str(plan)
+    else:
+        assert training.ENCODE_SECONDS - every <= plan.examples * every <= training.ENCODE_SECONDS
+
+
+def test_a_slow_encoder_can_be_interrupted_inside_a_batch(pack, clip, monkeypatch):
+    management = pack("nodes.messages").comfy.model_management
+    encoder = pack("nodes.comfy_encoder").ComfyTextEncoder(clip)
+    management.interrupt_current_processing(True)
+    with pytest.raises(management.InterruptProcessingException):
+        encoder.encode(["a boat", "a red boat"])
+
+
+def test_the_node_shows_a_table_and_says_what_was_not_measured(pack):
+    reports = pack("sanitizer.report")
+    nudity = reports.ConceptReport("nudity", 8, 0.99, 0.9, 0.75, 1.0, 0.8, None)
+    report = reports.Report([nudity, reports.ConceptReport("tea_set", 0)], 20, 0.95)
+    table = pack("nodes.messages").table(report)
+    assert table["rows"] == [["nudity", "8", "90 %", "75 %", "80 %", "–"]]
+    assert len(table["columns"]) == len(table["rows"][0])
+    assert "No phrases are held out for tea set" in table["notes"][1]

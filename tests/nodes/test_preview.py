@@ -72,6 +72,11 @@ def test_words_come_along_from_sanitize_clip(run, node, pack, sanitizer, clip):
     assert [word["text"] for word in prompt["words"]] == ["a", "wooden", "boat"]
 
 
+def test_an_entry_without_a_prompt_is_an_error(run, pack, node, sanitizer):
+    with pytest.raises(pack("sanitizer.errors").SanitizerError, match="without an encoded prompt"):
+        run(node, sanitizer=sanitizer, conditioning=[[None, {"pooled_output": None}]])
+
+
 def test_several_entries(run, node, sanitizer, clip):
     given = encode(clip, "a boat") + encode(clip, "a boat")
     out = run(node, sanitizer=sanitizer, conditioning=given, clip=clip, text="a boat")

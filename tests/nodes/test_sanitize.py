@@ -145,6 +145,16 @@ def test_sanitize_clip_equals_sanitize_conditioning(run, pack, node, clip, clip_
     assert torch.equal(after[0][0], plain[0][0]), "the plain CLIP must stay as it was"
 
 
+def test_sanitize_clip_survives_copying(run, pack, clip, clip_sanitizer):
+    inputs = {"sanitizer": clip_sanitizer, "strength": 1.0, "threshold": 0.5}
+    sanitized = run(pack("nodes.sanitize_clip").SanitizeCLIP, clip=clip, **inputs).args[0]
+    again = sanitized.clone()
+    again.cond_stage_model = copy.copy(again.cond_stage_model)
+    tokens = clip.tokenize("a boat")
+    with torch.inference_mode():
+        assert torch.equal(again.encode_from_tokens(tokens), sanitized.encode_from_tokens(tokens))
+
+
 def test_sanitize_clip_passes_clip_skip_on(run, pack, clip, clip_sanitizer):
     inputs = {"sanitizer": clip_sanitizer, "strength": 1.0, "threshold": 0.5}
     sanitized = run(pack("nodes.sanitize_clip").SanitizeCLIP, clip=clip, **inputs).args[0].clone()
