@@ -1,6 +1,10 @@
-"""The front end in headless Chromium, in both renderers: load a workflow, run it, see words and slider."""
+"""The front end in headless Chromium, in both renderers: load a workflow, run it, see words and slider.
+
+ES_SCREENSHOTS names a folder to which a picture of each workflow is written, to be looked at.
+"""
 
 import json
+import os
 import time
 from pathlib import Path
 
@@ -20,7 +24,9 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-RUN_SECONDS = 600
+RUN_SECONDS, WAIT_MS = 1800, 600_000
+"""Generous, so that a loaded machine fails no test."""
+SCREENSHOTS = os.environ.get("ES_SCREENSHOTS")
 
 PREPARE = """async (vue) => {
   const settings = app.extensionManager.setting;
@@ -53,8 +59,9 @@ def browser():
 @pytest.fixture(params=["classic", "vue"])
 def page(request, browser, server, trained):
     opened = browser.new_page(viewport={"width": 1900, "height": 1050})
+    opened.set_default_timeout(WAIT_MS)
     opened.goto(server.url)
-    opened.wait_for_function("window.app?.graph && window.app.extensionManager", timeout=120_000)
+    opened.wait_for_function("window.app?.graph && window.app.extensionManager")
     if request.param == "vue" and opened.evaluate("typeof LiteGraph.vueNodesMode") == "undefined":
         pytest.skip("this front end has no Vue renderer")
     opened.evaluate(PREPARE, request.param == "vue")
@@ -65,7 +72,15 @@ def page(request, browser, server, trained):
 
 def load(page, workflow: Path) -> None:
     page.evaluate("(graph) => app.loadGraphData(graph)", json.loads(workflow.read_text(encoding="utf-8")))
-    page.wait_for_function("document.querySelectorAll('.es-panel').length > 0", timeout=30_000)
+    page.wait_for_function("document.querySelectorAll('.es-panel').length > 0")
+
+
+def screenshot(page, name: str) -> None:
+    """The whole graph, when the front end has had time to lay it out."""
+    if SCREENSHOTS:
+        page.evaluate("app.extensionManager.command.execute('Comfy.Canvas.FitView')")
+        time.sleep(3)
+        page.screenshot(path=Path(SCREENSHOTS) / f"{name}_{page.renderer}.png")
 
 
 def run(page) -> None:
@@ -89,7 +104,7 @@ def test_workflow_loads_runs_and_shows_the_words(page, server, workflow):
     assert missing == []
     page.evaluate(SMALL)
     run(page)
-    page.wait_for_selector(".es-word", timeout=30_000)
+    page.wait_for_selector(".es-word")
     words = page.evaluate("[...document.querySelectorAll('.es-word')].map((w) => [w.textContent, w.title])")
     assert len(words) > 3
     text, title = words[0]
@@ -97,6 +112,7 @@ def test_workflow_loads_runs_and_shows_the_words(page, server, workflow):
     assert any(char.isdigit() for char in title), "the numbers on hover"
     assert "threshold 0.50" in page.inner_text(".es-scale")
     assert page.locator(".es-panel").count() >= 2
+    screenshot(page, workflow.stem)
     # Every panel has been filled: no "Run to …" is left.
     for panel in page.evaluate("[...document.querySelectorAll('.es-panel')].map((p) => p.textContent)"):
         assert not panel.startswith("Run to"), panel
