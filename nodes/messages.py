@@ -1,5 +1,7 @@
 """What the nodes say of themselves, and the inputs that several of them share."""
 
+import time
+
 import comfy.model_management
 from comfy.utils import ProgressBar
 from comfy_api.latest import io
@@ -87,6 +89,7 @@ class Progress:
         self.node_id = node_id
         self.bar: ProgressBar | None = None
         self.stage = ""
+        self.began, self.first = 0.0, 0
         self.said = ""
 
     def say(self, text: str) -> None:
@@ -100,6 +103,14 @@ class Progress:
         comfy.model_management.throw_exception_if_processing_interrupted()
         if stage != self.stage or self.bar is None:
             self.stage, self.bar = stage, ProgressBar(total, node_id=self.node_id)
+            self.began, self.first = time.monotonic(), done
         self.bar.update_absolute(done, total)
         figures = ", ".join(f"{name} {value:.3f}" for name, value in values.items())
-        self.say(f"{stage}: {done} of {total}{f' ({figures})' if figures else ''}")
+        self.say(f"{stage}: {done} of {total}{self._left(done, total)}{f' ({figures})' if figures else ''}")
+
+    def _left(self, done: int, total: int) -> str:
+        """What is left of the stage at the speed so far; nothing where there is less than half a minute to tell of."""
+        if done <= self.first:
+            return ""
+        seconds = (time.monotonic() - self.began) / (done - self.first) * (total - done)
+        return f", about {max(1, round(seconds / 60))} min left" if seconds >= 30 else ""

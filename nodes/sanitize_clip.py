@@ -4,10 +4,15 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..sanitizer.errors import SanitizerError
 from .conditioning import RECORD
 from .loaded import LoadedSanitizer, SanitizerSocket
 from .messages import CATEGORY, STRENGTH, THRESHOLD, readable, ui
 from .tokens import has_text, row_tokens
+
+
+class UnsanitizedPart(SanitizerError, AttributeError):
+    """An encoder inside a sanitized CLIP was asked for. To `hasattr` it is as if it were not there."""
 
 
 class SanitizedTextModel:
@@ -27,7 +32,13 @@ class SanitizedTextModel:
         # A copy asks for names before it has any attribute.
         if name == "unsanitized":
             raise AttributeError(name)
-        return getattr(self.unsanitized, name)
+        value = getattr(self.unsanitized, name)
+        if hasattr(value, "encode_token_weights"):
+            raise UnsanitizedPart(
+                f"Sanitize CLIP: a node wants the encoder {name!r} inside the CLIP, which would go past the sanitizer. "
+                "Give that node the plain CLIP and put Sanitize Conditioning behind it."
+            )
+        return value
 
     def encode_token_weights(self, token_weight_pairs: dict) -> tuple:
         """(cond, pooled, extras) as the text model gives them, sanitized, with the tokens of the rows in extras."""

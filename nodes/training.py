@@ -21,11 +21,13 @@ ENCODE_SECONDS = 120
 """How long encoding may take where the number of training prompts is chosen by the encoder's speed."""
 CHECKED = 1 / 5 + 1 / 8
 """Prompts that `fit` encodes for calibration and report beside each training prompt, at most."""
+NORMALISED = 128
+"""Prompts that it encodes twice, for the statistics of the rows."""
 FEWEST = 512
 """Training prompts below which a sanitizer is not worth having, however slow the encoder."""
-TRIALS = (2, 4, 16, 64)
+TRIALS = (2, 8, 32, 64)
 """Prompts of the batches that measure the speed. The first loads the model; a large one is as fast as training's."""
-TRIAL_SECONDS = 4
+TRIAL_SECONDS = 5
 """A batch that took as long is the last one."""
 TRAINING_MEMORY = 1.5 * 2**30
 """Bytes that fitting takes at most on the device; ComfyUI frees as much before."""
@@ -58,10 +60,10 @@ def choose_examples(encoder: ComfyTextEncoder, concepts: Sequence[Concept]) -> P
         seconds = took / len(some)
         if size > TRIALS[0] and took >= TRIAL_SECONDS:
             break
-    seconds *= 1 + CHECKED
     full = full_size(concepts)
-    count = max(FEWEST, min(full, int(ENCODE_SECONDS / max(seconds, 1e-6))))
-    return Plan(count, full, count * seconds / 60)
+    affordable = (ENCODE_SECONDS / max(seconds, 1e-6) - NORMALISED) / (1 + CHECKED)
+    count = max(FEWEST, min(full, int(affordable)))
+    return Plan(count, full, (count * (1 + CHECKED) + NORMALISED) * seconds / 60)
 
 
 def settings_hash(encoder: ComfyTextEncoder, concepts: Sequence[Concept], *settings: object) -> str:

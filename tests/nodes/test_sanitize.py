@@ -145,6 +145,15 @@ def test_sanitize_clip_equals_sanitize_conditioning(run, pack, node, clip, clip_
     assert torch.equal(after[0][0], plain[0][0]), "the plain CLIP must stay as it was"
 
 
+def test_no_node_gets_an_encoder_past_the_sanitizer(run, pack, clip, clip_sanitizer, error):
+    inputs = {"sanitizer": clip_sanitizer, "strength": 1.0, "threshold": 0.5}
+    sanitized = run(pack("nodes.sanitize_clip").SanitizeCLIP, clip=clip, **inputs).args[0]
+    with pytest.raises(error, match=r"'clip_l' inside the CLIP.*Sanitize Conditioning behind it"):
+        _ = sanitized.cond_stage_model.clip_l
+    assert not hasattr(sanitized.cond_stage_model, "clip_l")
+    assert sanitized.cond_stage_model.dtypes == clip.cond_stage_model.dtypes
+
+
 def test_sanitize_clip_survives_copying(run, pack, clip, clip_sanitizer):
     inputs = {"sanitizer": clip_sanitizer, "strength": 1.0, "threshold": 0.5}
     sanitized = run(pack("nodes.sanitize_clip").SanitizeCLIP, clip=clip, **inputs).args[0]

@@ -1,11 +1,14 @@
 """The pack in a running ComfyUI: pictures, workflows, errors, interrupting."""
 
+import shutil
 import time
+import urllib.error
 from pathlib import Path
 
 import pytest
 
-WORKFLOWS = sorted((Path(__file__).resolve().parents[2] / "workflows").glob("*.json"))
+PACK = Path(__file__).resolve().parents[2]
+WORKFLOWS = sorted((PACK / "workflows").glob("*.json"))
 CHECKPOINT = "v1-5-pruned-emaonly-fp16.safetensors"
 
 HARMLESS = "a red boat on a quiet lake, oil painting"
@@ -103,6 +106,50 @@ def test_auto_without_clip_says_what_to_do(server):
     assert "Connect the CLIP" in server.error(prompt)
 
 
+def test_a_sanitizer_of_another_encoder_stops_the_run_and_names_both(server, trained):
+    shutil.copy(PACK / "weights" / "minilm.safetensors", server.sanitizers / "other.safetensors")
+    try:
+        message = server.error(graph(UNSAFE, sanitizer="other.safetensors", conditioning={}))
+    finally:
+        (server.sanitizers / "other.safetensors").unlink()
+    for expected in ("other.safetensors was trained on", "minilm", "but the connected CLIP is TextModel", "'auto'"):
+        assert expected in message
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [(b"", "truncated or corrupt"), (b"PK\x03\x04" + b"\0" * 60, "a pickle, which can run code")],
+)
+def test_a_file_that_is_no_sanitizer_is_one_clear_error(server, content, expected):
+    server.sanitizers.mkdir(exist_ok=True)
+    (server.sanitizers / "broken.safetensors").write_bytes(content)
+    try:
+        assert expected in server.error(graph(UNSAFE, sanitizer="broken.safetensors", conditioning={}))
+    finally:
+        (server.sanitizers / "broken.safetensors").unlink()
+
+
+@pytest.mark.parametrize("name", ["../../checkpoints/v1-5-pruned-emaonly-fp16.safetensors", "/etc/passwd"])
+def test_a_name_that_leads_elsewhere_is_refused(server, name):
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        server.start(graph(UNSAFE, sanitizer=name, conditioning={}))
+    assert caught.value.code == 400
+    assert "sanitizer_name" in caught.value.read().decode()
+
+
+@pytest.mark.parametrize("kind", ["conditioning", "preview"])
+def test_text_that_is_not_covered_stops_the_run_and_names_the_key(server, trained, kind):
+    prompt = graph(HARMLESS, conditioning={})
+    # A node of the test pack, in place of a text encoder that puts text into a key of its own.
+    prompt["20"] = {"class_type": "ESTestExtraText", "inputs": {"conditioning": ["2", 0]}}
+    prompt["10"]["inputs"]["conditioning"] = ["20", 0]
+    if kind == "preview":
+        inputs = {"sanitizer": ["9", 0], "conditioning": ["20", 0]}
+        prompt = {key: prompt[key] for key in ("1", "2", "9", "20")}
+        prompt["12"] = {"class_type": "ESTokenScorePreview", "inputs": inputs}
+    assert "'conditioning_of_another_encoder'" in server.error(prompt)
+
+
 def test_interrupted_training_leaves_nothing(server):
     prompt = {key: node for key, node in graph(UNSAFE).items() if key == "1"}
     prompt["2"] = {
@@ -113,8 +160,12 @@ def test_interrupted_training_leaves_nothing(server):
         },
     }  # fmt: skip
     started = server.start(prompt)
+    # Into the training; an interrupt that comes before the node begins would be lost or prove nothing.
     time.sleep(8)
-    server.get("/interrupt", {})
+    while started not in server.get(f"/history/{started}"):
+        server.get("/interrupt", {})
+        time.sleep(1)
     entry = server.wait(started)
-    assert "execution_interrupted" in [name for name, _ in entry["status"]["messages"]]
+    [details] = [data for name, data in entry["status"]["messages"] if name == "execution_interrupted"]
+    assert details["node_type"] == "ESTrainSanitizer"
     assert not list(server.sanitizers.glob("*interrupted*"))

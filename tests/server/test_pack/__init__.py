@@ -65,5 +65,18 @@ class TrainedCheckpointLoader(nodes.CheckpointLoaderSimple):
         return model, load_clip(), vae
 
 
+class ExtraText:
+    """Puts text where no sanitizer looks, as the encoders of some models do."""
+
+    INPUT_TYPES = classmethod(lambda cls: {"required": {"conditioning": ("CONDITIONING",)}})
+    RETURN_TYPES = ("CONDITIONING",)
+    FUNCTION = "add"
+
+    def add(self, conditioning):
+        return ([[c, {**extras, "conditioning_of_another_encoder": c}] for c, extras in conditioning],)
+
+
+NODE_CLASS_MAPPINGS["ESTestExtraText"] = ExtraText
+
 # ComfyUI lets no pack replace a core node, so this one goes around the mappings.
 nodes.NODE_CLASS_MAPPINGS["CheckpointLoaderSimple"] = TrainedCheckpointLoader
