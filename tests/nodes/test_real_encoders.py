@@ -1,4 +1,4 @@
-"""ComfyUI's own composite text encoders with few layers and random weights: SDXL, SD3, Flux, T5 alone.
+"""ComfyUI's own composite text encoders with few layers and random weights: SDXL, SD3, Flux, T5 alone (Chroma), Wan.
 
 Needs COMFYUI_PATH; there is no stand-in for these.
 """
@@ -13,6 +13,7 @@ OPTIONS = {
     "clip_l_model_config": CLIP_CONFIG,
     "clip_g_model_config": CLIP_CONFIG,
     "t5xxl_model_config": T5_CONFIG,
+    "umt5xxl_model_config": T5_CONFIG,
 }
 
 
@@ -21,7 +22,19 @@ def make(kind):
     import comfy.text_encoders.flux as flux
     import comfy.text_encoders.pixart_t5 as pixart
     import comfy.text_encoders.sd3_clip as sd3
+    import comfy.text_encoders.wan as wan
     from comfy import sd1_clip, sdxl_clip
+
+    class WanPieces(sd3.T5XXLTokenizer):
+        """Wan's own vocabulary comes with its checkpoint; its 512 rows do not depend on it."""
+
+        def __init__(self, embedding_directory=None, tokenizer_data={}):  # noqa: B006 - as in ComfyUI
+            super().__init__(embedding_directory, tokenizer_data, min_length=512)
+            self.embedding_key = "umt5xxl"
+
+    class WanTokenizer(sd1_clip.SD1Tokenizer):
+        def __init__(self, embedding_directory=None, **_options):
+            super().__init__(embedding_directory, clip_name="umt5xxl", tokenizer=WanPieces)
 
     models = {
         "sd15": (sd1_clip.SD1ClipModel, sd1_clip.SD1Tokenizer),
@@ -29,6 +42,7 @@ def make(kind):
         "sd3": (sd3.SD3ClipModel, sd3.SD3Tokenizer),
         "flux": (flux.FluxClipModel, flux.FluxTokenizer),
         "t5": (pixart.PixArtT5XXL, pixart.PixArtTokenizer),
+        "wan": (wan.WanT5Model, WanTokenizer),
     }
 
     class Target:
@@ -46,7 +60,7 @@ def make(kind):
     return clip
 
 
-@pytest.fixture(params=["sd15", "sdxl", "sd3", "flux", "t5"])
+@pytest.fixture(params=["sd15", "sdxl", "sd3", "flux", "t5", "wan"])
 def kind(request, comfy_modules, pack):
     if not comfy_modules.real:
         pytest.skip("COMFYUI_PATH is not set")
@@ -86,6 +100,21 @@ def test_words_stand_in_the_right_rows(kind, pack):
     # SD3 has the prompt twice, from CLIP and from T5.
     assert words == ["a", "red", "woman"] * (2 if name == "sd3" else 1)
     assert offsets[next(row for row, token in enumerate(tokens) if "red" in token)] == (2, 5)
+
+
+@pytest.mark.parametrize("kind", ["wan"], indirect=True)
+def test_rows_that_hold_no_text_stay_zero(kind, pack, loaded, run):
+    _, clip = kind
+    fingerprint = pack("nodes.comfy_encoder").ComfyTextEncoder(clip).fingerprint
+    sanitizer = loaded(width=fingerprint.width, pooled=0, fingerprint=fingerprint)
+    with torch.inference_mode():
+        given = clip.encode_from_tokens_scheduled(clip.tokenize("a red boat"))
+    node = pack("nodes.sanitize_conditioning").SanitizeConditioning
+    [[cond, _]] = run(node, conditioning=given, sanitizer=sanitizer, strength=1.0, threshold=0.5).args[0]
+    assert cond.shape[1] == 512
+    text = given[0][0].abs().sum(dim=-1) > 0
+    assert 0 < int(text.sum()) < 512
+    assert torch.equal((cond != given[0][0]).any(dim=-1), text)
 
 
 def test_both_nodes_agree(kind, pack, loaded, run):

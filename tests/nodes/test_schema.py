@@ -67,6 +67,11 @@ def test_translations_fit_the_nodes(schemas):
         for name, schema in schemas.items():
             assert set(translated[name]["inputs"]) == {socket.id for socket in schema.inputs}, f"{file}: {name}"
             assert len(translated[name]["outputs"]) == len(schema.outputs), f"{file}: {name}"
+            assert translated[name]["display_name"], f"{file}: {name}"
+            assert translated[name]["description"], f"{file}: {name}"
+            for socket in [*translated[name]["inputs"].values(), *translated[name]["outputs"].values()]:
+                assert socket["name"], f"{file}: {name}"
+                assert socket["tooltip"], f"{file}: {name}"
 
 
 def test_choices_are_auto_and_the_safetensors_of_the_folder(pack, models):
