@@ -23,9 +23,10 @@ FEW = 5
 """Harmless prompts above the thresholds, under which a tail is fitted instead."""
 TAIL = 0.02
 """Share of the scores to which it is fitted."""
-MIX = (0.4, 0.4, 0.2)
+MIX = (0.7, 0.1, 0.2)
 """Shares of the net's prompt score, its highest token score and the linear probe in the prompt score, after each is
-divided by its spread."""
+divided by its spread. More of the token score catches a few more disguised words, and touches twice as many harmless
+prompts about the same topics."""
 
 
 def calibrate(

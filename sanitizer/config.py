@@ -39,6 +39,9 @@ class SanitizerConfig:
     rank: int = 128
     """Dimensions of the subspace that the erase net writes."""
     pooled_rank: int = 0
+    concept_rank: int = 0
+    """Dimensions of the concepts' own directions, which the erase net writes in full; 0 in files from before them."""
+    pooled_concept_rank: int = 0
 
     def to_dict(self) -> dict:
         return asdict(self)
@@ -64,6 +67,8 @@ class SanitizerConfig:
             "erase_blocks": (0, 16),
             "rank": (1, self.width),
             "pooled_rank": (0, self.pooled_width),
+            "concept_rank": (0, self.width),
+            "pooled_concept_rank": (0, self.pooled_width),
         }
         for name, (low, high) in limits.items():
             value = getattr(self, name)

@@ -4,11 +4,12 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from .encodings import Encodings, Progress
 from .labels import Labels
 from .model import EmbeddingSanitizer
-from .networks import summary
+from .networks import EraseNet, summary
 from .optimisation import Settings, noisy, optimise, weighted_mean
 from .pairs import Prompt
 
@@ -49,10 +50,10 @@ class AlignedRows:
         index = [self.anchor[i] for i in among]
         return self.encodings.summaries(among)[:, :width], self.encodings.summaries(index)[:, :width]
 
-    def pooled(self) -> tuple[Tensor, Tensor]:
-        """Pooled vectors of targets and anchors: twice (N, P)."""
+    def pooled(self, among: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Pooled vectors of targets and of their anchors: twice (N, P)."""
         vectors = self.encodings.pooled
-        return vectors[self.targets].float(), vectors[[self.anchor[i] for i in self.targets]].float()
+        return vectors[list(among)].float(), vectors[[self.anchor[i] for i in among]].float()
 
     def batch(self, size: int, identity: float, device) -> tuple:
         """Draw pairs. With probability `identity` an anchor takes its target's place, to be left as it is.
@@ -92,6 +93,40 @@ def fisher_direction(target: Tensor, anchor: Tensor) -> Tensor:
     return 2 * direction / (direction @ apart)
 
 
+def span(directions: Sequence[Tensor], rank: int) -> Tensor:
+    """(rank, D) orthonormal: the leading directions of a few (D,), each counted alike; zeros where they are fewer."""
+    found = torch.linalg.svd(F.normalize(torch.stack(list(directions)), dim=1), full_matrices=False).Vh[:rank]
+    return F.pad(found, (0, 0, 0, rank - len(found)))
+
+
+def fit_subspaces(net: EraseNet, pairs: AlignedRows, labels: Labels) -> tuple[Tensor, Tensor]:
+    """Set the bases of the net. Returns the directions in which linear probes tell the targets of each concept C from
+    their anchors: of rows (C, D) and of summaries (C, 2 D)."""
+    net.basis.copy_(leading_directions(*pairs.sample(pairs.targets), net.basis.shape[0]))
+    if net.pooled_basis is not None:
+        net.pooled_basis.copy_(leading_directions(*pairs.pooled(pairs.targets), net.pooled_basis.shape[0]))
+    width = net.basis.shape[1]
+    of_rows, of_summaries, shared, of_pooled = [], [], [], []
+    for k in range(labels.prompt.shape[1]):
+        own = [i for i in pairs.targets if labels.prompt[i, k] > 0][:FISHER_PAIRS]
+        if not own:
+            continue
+        rows, summaries = pairs.sample(own), pairs.summaries(own)
+        of_rows.append(fisher_direction(*rows))
+        of_summaries.append(fisher_direction(*summaries))
+        apart = (summaries[0] - summaries[1]).mean(0)
+        shared += [of_rows[-1], (rows[0] - rows[1]).mean(0)]
+        shared += [of_summaries[-1][:width], of_summaries[-1][width:], apart[:width], apart[width:]]
+        if net.pooled_basis is not None:
+            target, anchor = pairs.pooled(own)
+            of_pooled += [fisher_direction(target, anchor), (target - anchor).mean(0)]
+    if net.concept_basis is not None:
+        net.concept_basis.copy_(span(shared, net.concept_basis.shape[0]))
+    if net.pooled_concept_basis is not None:
+        net.pooled_concept_basis.copy_(span(of_pooled, net.pooled_concept_basis.shape[0]))
+    return torch.stack(of_rows), torch.stack(of_summaries)
+
+
 def train_eraser(
     sanitizer: EmbeddingSanitizer,
     encodings: Encodings,
@@ -100,21 +135,12 @@ def train_eraser(
     settings: Settings,
     progress: Progress,
 ) -> None:
-    """Fit the subspace, then the net: squared error on aligned rows, on the summary, and along the directions in which
+    """Fit the subspaces, then the net: squared error on aligned rows, on the summary, and along the directions in which
     linear probes tell the targets of a concept from their anchors, where a small error is a large part of the concept.
     """
     net, device = sanitizer.erase_net, sanitizer.mean.device
     pairs = AlignedRows(encodings, labels, prompts)
-    net.basis.copy_(leading_directions(*pairs.sample(pairs.targets), net.basis.shape[0]))
-    of_rows, of_summaries = [], []
-    for k in range(labels.prompt.shape[1]):
-        own = [i for i in pairs.targets if labels.prompt[i, k] > 0][:FISHER_PAIRS]
-        if own:
-            of_rows.append(fisher_direction(*pairs.sample(own)))
-            of_summaries.append(fisher_direction(*pairs.summaries(own)))
-    row_directions, summary_directions = torch.stack(of_rows).T.to(device), torch.stack(of_summaries).T.to(device)
-    if net.pooled_basis is not None:
-        net.pooled_basis.copy_(leading_directions(*pairs.pooled(), net.pooled_basis.shape[0]))
+    row_directions, summary_directions = (found.T.to(device) for found in fit_subspaces(net, pairs, labels))
 
     def loss_of() -> Tensor:
         inputs, anchors, place, aligned = pairs.batch(settings.erase_batch, settings.identity, device)
@@ -122,7 +148,7 @@ def train_eraser(
         wanted, anchor_weight, wanted_pooled = anchors
         goal = wanted.gather(1, place[..., None].expand(-1, -1, x.shape[2]))
         vector = None if pooled is None else noisy(pooled, settings.noise)
-        change, pooled_change = net(noisy(x, settings.noise), weight, vector)
+        change, pooled_change = net.predict(noisy(x, settings.noise), weight, vector)
         error = x + change - goal
         row_weight = weight.clamp(max=2.0) * aligned
         loss = weighted_mean(error.square(), row_weight[..., None].expand_as(error))

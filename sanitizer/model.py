@@ -74,9 +74,8 @@ class EmbeddingSanitizer(nn.Module):
         self.info = info or {}
         count, width, pooled = len(config.concepts), config.width, config.pooled_width
         self.score_net = ScoreNet(width, pooled, config.score_width, count, operations)
-        self.erase_net = EraseNet(
-            width, pooled, config.erase_width, config.erase_blocks, config.rank, config.pooled_rank, operations
-        )
+        ranks = (config.rank, config.concept_rank), (config.pooled_rank, config.pooled_concept_rank)
+        self.erase_net = EraseNet(width, pooled, config.erase_width, config.erase_blocks, *ranks, operations)
         self.register_buffer("mean", torch.zeros(width))
         self.register_buffer("std", torch.ones(width))
         self.register_buffer("pooled_mean", torch.zeros(pooled) if pooled else None)

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 HEADS = 4
+INSIDE, OUTSIDE = 1.2, 0.35
+"""Shares of the predicted change that the erase net writes inside and outside the concepts' own directions."""
 
 
 class Block(nn.Module):
@@ -104,24 +106,53 @@ class EraseNet(nn.Module):
     """What the encoder would have said of the safe anchor prompt.
 
     The rows are kept outside a subspace and written anew inside it: with an orthonormal basis U (R, D),
-    Erase(x) = x - (x Uᵀ) U + f(x) U. U spans the leading directions of the differences between target and anchor
+    f'(x) = x - (x Uᵀ) U + f(x) U. U spans the leading directions of the differences between target and anchor
     rows, so inside it nothing of the input passes unread, and outside it the content is untouched.
+
+    Which of many safe anchors is meant cannot be known from the row, and what the net learns of it on training phrases
+    carries over to new ones in part only. What all targets of a concept share does. So with an orthonormal basis V
+    (C, D) of the directions that tell targets from anchors, Erase(x) = x + INSIDE · d Vᵀ V + OUTSIDE · d (I - Vᵀ V) of
+    the difference d = f'(x) - x: past the anchor where the concept lies, and a part of the way elsewhere. Without V,
+    as in files from before it, Erase = f'.
     """
 
     def __init__(
-        self, in_width: int, pooled_width: int, width: int, blocks: int, rank: int, pooled_rank: int, operations
+        self,
+        in_width: int,
+        pooled_width: int,
+        width: int,
+        blocks: int,
+        ranks: tuple[int, int],
+        pooled_ranks: tuple[int, int],
+        operations,
     ) -> None:
+        """ranks: R and C of the rows, pooled_ranks of the pooled vector; C may be 0."""
         super().__init__()
         self.trunk = Trunk(in_width, pooled_width, width, blocks, operations)
-        self.head = operations.Linear(width, rank)
-        self.register_buffer("basis", torch.zeros(rank, in_width))
-        self.pooled_head = operations.Linear(width, pooled_rank) if pooled_width else None
-        self.register_buffer("pooled_basis", torch.zeros(pooled_rank, pooled_width) if pooled_width else None)
+        self.head = operations.Linear(width, ranks[0])
+        self.register_buffer("basis", torch.zeros(ranks[0], in_width))
+        self.register_buffer("concept_basis", torch.zeros(ranks[1], in_width) if ranks[1] else None)
+        self.pooled_head = operations.Linear(width, pooled_ranks[0]) if pooled_width else None
+        self.register_buffer("pooled_basis", torch.zeros(pooled_ranks[0], pooled_width) if pooled_width else None)
+        pooled_concepts = torch.zeros(pooled_ranks[1], pooled_width) if pooled_ranks[1] else None
+        self.register_buffer("pooled_concept_basis", pooled_concepts)
 
     def forward(self, x: Tensor, weight: Tensor, pooled: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Corrections to add: (B, L, D) and (B, P) or None, both in normalised units."""
+        """The correction Erase(x) - x to add: (B, L, D) and (B, P) or None, both in normalised units."""
+        change, pooled_change = self.predict(x, weight, pooled)
+        change = _weighed(change, self.concept_basis)
+        return change, None if pooled_change is None else _weighed(pooled_change, self.pooled_concept_basis)
+
+    def predict(self, x: Tensor, weight: Tensor, pooled: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """f'(x) - x, shapes as in :meth:`forward`: what training fits to the anchors."""
         rows, prompt = self.trunk(x, weight, pooled)
         change = (self.head(rows) - x @ self.basis.T) @ self.basis
         if self.pooled_head is None:
             return change, None
         return change, (self.pooled_head(prompt) - pooled @ self.pooled_basis.T) @ self.pooled_basis
+
+
+def _weighed(change: Tensor, basis: Tensor | None) -> Tensor:
+    if basis is None:
+        return change
+    return OUTSIDE * change + (INSIDE - OUTSIDE) * (change @ basis.T) @ basis

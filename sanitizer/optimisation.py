@@ -41,7 +41,7 @@ class Settings:
     @classmethod
     def for_examples(cls, count: int, steps: int | None = None) -> "Settings":
         """Steps that suit a number of training prompts, or `steps` in all, shared between the nets in that ratio."""
-        score, erase = 1200 + count // 10, 900 + count // 25
+        score, erase = 1200 + count // 9, 900 + count // 35
         if steps is not None:
             score, erase = _share(steps, score, erase)
         return cls(score_steps=score, erase_steps=erase)

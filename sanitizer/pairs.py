@@ -25,8 +25,11 @@ IN_CONTEXT = 0.15
 """Share of units that are joined to a benign prompt."""
 DOUBLE = 0.05
 """Share of units that hold phrases of two concepts."""
-SALAD = 0.08
+SALAD = 0.1
 """Share of units and of benign prompts that are words in no order with fragments between, as optimised prompts are."""
+FILLED = 0.3
+"""Share of harmless prompts that are filled frames; the others are free-standing, which vary more."""
+FEWEST_FILLED = 200
 FULL_ROUNDS = 2
 FEWEST = 9000
 
@@ -74,7 +77,7 @@ class PromptGenerator:
         rng = self.rng
         if rng.random() < SALAD:
             return self.salad("{phrase}").replace("{phrase}", rng.choice(self.words))
-        if rng.random() < 0.55:
+        if rng.random() < FILLED:
             text = self.templates.fill(rng.choice(self.benign_frames), rng)
         else:
             text = rng.choice(self.benign_prompts)
@@ -88,12 +91,12 @@ class PromptGenerator:
         """Harmless prompts as people write them: each free-standing one once, and filled frames, to about `count`.
 
         Thresholds are set on these. Drawn with repetition, one prompt that is hard to judge would stand for several in
-        a thousand.
+        a thousand. No more frames than free-standing ones are filled: of what they have in common training has seen
+        much, and they would make a threshold look safer than it is.
         """
         free = self.rng.sample(self.benign_prompts, min(count // 2, len(self.benign_prompts)))
-        return free + [
-            self.templates.fill(self.rng.choice(self.benign_frames), self.rng) for _ in range(count - len(free))
-        ]
+        frames = min(count - len(free), max(len(free), FEWEST_FILLED))
+        return free + [self.templates.fill(self.rng.choice(self.benign_frames), self.rng) for _ in range(frames)]
 
     def hard_negative(self) -> str:
         """A harmless look-alike in a frame of its kind."""

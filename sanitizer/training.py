@@ -28,6 +28,8 @@ from .templates import Templates, load_templates
 RANK = 192
 POOLED_RANK = 64
 """Dimensions that the erase net writes: enough for the differences of all concepts, few enough for the file's size."""
+CONCEPT_RANK = 12
+"""Dimensions of what tells the targets of all concepts from their anchors; more of them hold what one phrase means."""
 FEWEST_PROMPTS = 64
 LICENCE = "CC-BY-4.0 for the trained weights, as for the concept files; the text encoder keeps its own licence"
 
@@ -107,6 +109,8 @@ def _new_sanitizer(encoder: TextEncoder, concepts, encodings: Encodings, labels:
         constant_rows=len(normaliser.constant),
         rank=min(width, RANK),
         pooled_rank=min(pooled, POOLED_RANK),
+        concept_rank=min(width, CONCEPT_RANK),
+        pooled_concept_rank=min(pooled, CONCEPT_RANK),
     )
     sanitizer = EmbeddingSanitizer(config)
     sanitizer.mean.copy_(normaliser.mean)

@@ -180,9 +180,10 @@ def test_the_golden_file_still_loads_and_gives_the_same_numbers():
 
 def test_size_for_768_channels():
     from sanitizer.model import ConceptSpec, EmbeddingSanitizer, SanitizerConfig
-    from sanitizer.training import POOLED_RANK, RANK
+    from sanitizer.training import CONCEPT_RANK, POOLED_RANK, RANK
 
     concepts = tuple(ConceptSpec(str(i)) for i in range(8))
-    config = SanitizerConfig(concepts, width=768, pooled_width=768, rank=RANK, pooled_rank=POOLED_RANK)
+    ranks = {"rank": RANK, "pooled_rank": POOLED_RANK, "concept_rank": CONCEPT_RANK}
+    config = SanitizerConfig(concepts, width=768, pooled_width=768, pooled_concept_rank=CONCEPT_RANK, **ranks)
     size = sum(t.numel() * t.element_size() for t in EmbeddingSanitizer(config).state_dict().values())
     assert size < 4_000_000, size
