@@ -13,6 +13,8 @@ from .messages import CATEGORY, Progress, readable, ui
 from .training import Plan, choose_examples, train
 
 AUTO = "auto"
+WEAK = 0.5
+"""Share of held-out phrases below which the node warns; few training prompts, on a slow encoder, give no more."""
 
 
 class LoadSanitizer(io.ComfyNode):
@@ -73,7 +75,13 @@ class LoadSanitizer(io.ComfyNode):
                 loaded.check_clip(clip, "Load Sanitizer")
         erases = ", ".join(readable(name) for name in loaded.concepts)
         text = f"{origin} {loaded.path.name}, for {loaded.fingerprint}. Erases {erases}."
-        return io.NodeOutput(loaded, ui=ui({"kind": "status", "state": "ready", "text": text}))
+        share = loaded.found_share
+        state = "ready" if share is None or share >= WEAK else "weak"
+        if share is not None:
+            text += f" Of unsafe phrases that its training did not see it finds {100 * share:.0f} %."
+        if state == "weak":
+            text += " That is little. Train Sanitizer with more examples makes a better one, which 'auto' then finds."
+        return io.NodeOutput(loaded, ui=ui({"kind": "status", "state": state, "text": text}))
 
     @classmethod
     def _auto(cls, clip, chosen: list[str] | None) -> tuple[LoadedSanitizer, str]:

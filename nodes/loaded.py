@@ -62,6 +62,18 @@ class LoadedSanitizer:
         return self.patcher.model.concepts
 
     @property
+    def found_share(self) -> float | None:
+        """Share of the held-out phrases of the concepts to erase that reached the threshold when it was trained; None
+        where nothing was measured."""
+        measured = [
+            (concept["flagged"], concept["phrases"])
+            for concept in self.patcher.model.info["report"].get("concepts", [])
+            if concept["name"] in self.concepts and concept.get("flagged") is not None
+        ]
+        tried = sum(phrases for _, phrases in measured)
+        return sum(share * phrases for share, phrases in measured) / tried if tried else None
+
+    @property
     def model(self) -> EmbeddingSanitizer:
         """The sanitizer itself, on its device. ComfyUI may move it away when it loads another model."""
         return self._ready()

@@ -19,6 +19,7 @@ STRENGTH = {
     "min": 0.0,
     "max": 2.0,
     "step": 0.05,
+    "round": 0.05,
     "display_mode": io.NumberDisplay.slider,
     "tooltip": "0 changes nothing, 1 replaces the concept by its safe counterpart, 2 pushes past it.",
 }
@@ -27,6 +28,7 @@ THRESHOLD = {
     "min": 0.0,
     "max": 1.0,
     "step": 0.01,
+    "round": 0.01,
     "display_mode": io.NumberDisplay.slider,
     "tooltip": "A prompt is changed if a concept scores at least this much. 0.5 is the calibrated value; lower it to "
     "be stricter, raise it to let more pass. 0 changes every prompt.",

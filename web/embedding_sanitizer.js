@@ -22,7 +22,7 @@ const STYLE = `
 .es-panel * { box-sizing: border-box; }
 .es-line { padding-left: 8px; border-left: 3px solid #8a8a94; overflow-wrap: anywhere; }
 .es-line + .es-line, .es-block { margin-top: 6px; }
-.es-changed, .es-found { border-color: #e69f00; }
+.es-changed, .es-found, .es-weak { border-color: #e69f00; }
 .es-harmless { border-color: #56b4e9; }
 .es-words { font-size: 14px; line-height: 1.9; overflow-wrap: anywhere; }
 .es-word { padding: 1px 4px; border-radius: 4px; margin-right: 3px; }

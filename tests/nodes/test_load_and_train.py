@@ -69,6 +69,25 @@ def test_file_and_concepts(run, load, loaded, error):
         run(load, sanitizer_name="toy.safetensors", concepts="nudity, hate")
 
 
+@pytest.mark.parametrize(("flagged", "state"), [(0.2, "weak"), (0.8, "ready")])
+def test_the_node_says_how_much_the_sanitizer_finds(run, load, models, make_sanitizer, pack, flagged, state):
+    sanitizer = make_sanitizer()
+    concepts = [
+        {"name": "nudity", "phrases": 30, "flagged": flagged},
+        {"name": "violence", "phrases": 10, "flagged": 0},
+    ]
+    keys = ("name", "phrases", "flagged")
+    sanitizer.info["report"] = {"concepts": [dict(zip(keys, concept, strict=True)) for concept in concepts]}
+    pack("sanitizer.artifact").save(sanitizer, models / "toy.safetensors")
+    out = run(load, sanitizer_name="toy.safetensors", concepts="nudity")
+    [message] = out.ui["embedding_sanitizer"]
+    assert message["state"] == state
+    assert f"finds {100 * flagged:.0f} %" in message["text"]
+    assert ("more examples" in message["text"]) == (state == "weak")
+    both = run(load, sanitizer_name="toy.safetensors", concepts="all").args[0]
+    assert both.found_share == pytest.approx(flagged * 30 / 40)
+
+
 def test_file_of_another_encoder(run, load, loaded, clip, error):
     loaded()
     with pytest.raises(error, match=r"trained on ToyModel.*connected CLIP is"):
