@@ -73,12 +73,11 @@ class LoadSanitizer(io.ComfyNode):
             loaded, origin = LoadedSanitizer.load(folders.resolve(sanitizer_name), chosen), "Loaded"
             if clip is not None:
                 loaded.check_clip(clip, "Load Sanitizer")
-        erases = ", ".join(readable(name) for name in loaded.concepts)
-        text = f"{origin} {loaded.path.name}, for {loaded.fingerprint}. Erases {erases}."
         share = loaded.found_share
         state = "ready" if share is None or share >= WEAK else "weak"
+        text = f"{origin} {loaded.path.name}, for {loaded.fingerprint}. {_erases(loaded)}"
         if share is not None:
-            text += f" Of unsafe phrases that its training did not see it finds {100 * share:.0f} %."
+            text += f" It finds {100 * share:.0f} % of unsafe phrases that its training did not see."
         if state == "weak":
             text += " That is little. Train Sanitizer with more examples makes a better one, which 'auto' then finds."
         return io.NodeOutput(loaded, ui=ui({"kind": "status", "state": state, "text": text}))
@@ -116,3 +115,9 @@ class LoadSanitizer(io.ComfyNode):
         path = folders.save_path(f"auto-{name}-{encoder.fingerprint.weights[:8]}")
         train(encoder, concepts, path, examples=plan.examples, steps=None, seed=0, progress=progress)
         return path, plan
+
+
+def _erases(loaded: LoadedSanitizer) -> str:
+    if len(loaded.concepts) > 3 and loaded.concepts == loaded.erasable:
+        return f"Erases all its {len(loaded.concepts)} concepts."
+    return f"Erases {', '.join(readable(name) for name in loaded.concepts)}."

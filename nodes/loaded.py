@@ -62,6 +62,11 @@ class LoadedSanitizer:
         return self.patcher.model.concepts
 
     @property
+    def erasable(self) -> tuple[str, ...]:
+        """Names of all concepts that it can erase."""
+        return self.patcher.model.erasable
+
+    @property
     def found_share(self) -> float | None:
         """Share of the held-out phrases of the concepts to erase that reached the threshold when it was trained; None
         where nothing was measured."""

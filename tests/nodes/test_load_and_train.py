@@ -82,7 +82,7 @@ def test_the_node_says_how_much_the_sanitizer_finds(run, load, models, make_sani
     out = run(load, sanitizer_name="toy.safetensors", concepts="nudity")
     [message] = out.ui["embedding_sanitizer"]
     assert message["state"] == state
-    assert f"finds {100 * flagged:.0f} %" in message["text"]
+    assert f"finds {100 * flagged:.0f} % of unsafe" in message["text"]
     assert ("more examples" in message["text"]) == (state == "weak")
     both = run(load, sanitizer_name="toy.safetensors", concepts="all").args[0]
     assert both.found_share == pytest.approx(flagged * 30 / 40)

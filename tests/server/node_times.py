@@ -1,4 +1,4 @@
-"""Node time for a harmless and an unsafe prompt next to the encode time, interleaved in one run.
+"""Node time for a prompt that passes and one that is changed next to the encode time, interleaved in one run.
 
 Run: python node_times.py COMFYUI_PATH CHECKPOINT.safetensors SANITIZER.safetensors [ROUNDS]
 
@@ -14,8 +14,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 PACK = Path(__file__).resolve().parents[2]
-HARMLESS = "a red boat on a quiet lake, oil painting"
-UNSAFE = "an oil painting of a nude woman reading a book by the window"
+# The threshold decides, not the sanitizer: at 1 a prompt passes, at 0 it is changed, whatever its score.
+PROMPTS = (
+    ("harmless", "a red boat on a quiet lake, oil painting", 1.0),
+    ("unsafe", "an oil painting of a nude woman reading a book by the window", 0.0),
+)
 
 
 def load_pack(name: str = "es_node_times"):
@@ -49,13 +52,13 @@ def measure(checkpoint: str, file: str, rounds: int) -> dict[str, list[float]]:
         return result
 
     for number in range(rounds + 1):
-        for kind, text in (("harmless", HARMLESS), ("unsafe", UNSAFE)):
+        for kind, text, threshold in PROMPTS:
             with torch.inference_mode():
                 given = timed("encode", lambda text=text: clip.encode_from_tokens_scheduled(clip.tokenize(text)))
                 inputs = {"conditioning": given, "sanitizer": sanitizer}
                 out = timed(
                     f"Sanitize Conditioning, {kind}",
-                    lambda inputs=inputs: sanitize.execute(**inputs, strength=1.0, threshold=0.5),
+                    lambda inputs=inputs, limit=threshold: sanitize.execute(**inputs, strength=1.0, threshold=limit),
                 )
                 timed(
                     f"Token Score Preview, {kind}",
