@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from sanitizer.errors import SanitizerError
@@ -79,11 +80,11 @@ def run_command(options: argparse.Namespace) -> int:
     given, missing = _given(options.prompt_sets, concepts)
     for name in missing:
         print(f"{name}: not in {options.prompt_sets}, skipped.", file=sys.stderr)
-    encoder, sanitizer, path = load(options.encoder, options.sanitizer, runner.OURS in factories)
+    own = [name for name in runner.OWN if name in factories]
+    encoder, sanitizer, path = load(options.encoder, options.sanitizer, bool(own))
     if sanitizer is not None:
         _check_erasable(sanitizer, path, concepts)
-        make = factories[runner.OURS]
-        factories[runner.OURS] = lambda: make(sanitizer)
+        factories |= {name: partial(factories[name], sanitizer) for name in own}
     examples = options.examples or (QUICK_EXAMPLES if options.quick else EXAMPLES)
     limit = options.limit or (QUICK_LIMIT if options.quick else LIMIT)
     settings = {
@@ -100,7 +101,7 @@ def run_command(options: argparse.Namespace) -> int:
             encoder, factories, concepts, sets, store,
             examples=examples, seed=options.seed,
             progress=lambda stage, done, total: bars(stage, done, total, {}),
-            sanitizer=sanitizer,
+            sanitizer=sanitizer if runner.OURS in own else None,
             digest=runner.sanitizer_digest(path),
         )  # fmt: skip
     facts = {

@@ -27,6 +27,8 @@ from .residual import PromptVectors
 from .store import Store
 
 OURS = "ours"
+OWN = (OURS, "ours_text", "re_encode")
+"""Methods that apply the sanitizer."""
 RAW, STRENGTH, MISSES = "raw", "strength", "misses"
 CURVE_PROMPTS = 150
 SANITIZER = Path(__file__).resolve().parent.parent / "sanitizer"
@@ -110,7 +112,7 @@ def run(
     """
     keys = [(concept, name) for concept in concepts for name in factories]
     methods = {key: factories[key[1]]() for key in keys}
-    sources = {key: source_digest(methods[key], digest if key[1] == OURS else "") for key in keys}
+    sources = {key: source_digest(methods[key], digest if key[1] in OWN else "") for key in keys}
     todo = {s.key: [k for k in keys if s.concept in (None, k[0]) and not _has(store, s, k, sources[k])] for s in sets}
     whole = (ALL, OURS)
     if sanitizer is not None:

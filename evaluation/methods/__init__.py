@@ -32,7 +32,8 @@ METHODS: dict[str, Callable[..., Method]] = {
     "latent_guard": _lazily("latent_guard", "LatentGuard"),
     "safeguider": _lazily("safeguider", "SafeGuider"),
     "re_encode": _lazily("re_encode", "ReEncode"),
+    "ours_text": _lazily("ours_text", "OursText"),
     "ours": _lazily("ours", "Ours"),
 }
-"""Name -> factory. `ours` takes the EmbeddingSanitizer; `re_encode` takes it too, and without one looks in weights/
-for that of the encoder it is fitted on. The others take nothing."""
+"""Name -> factory. `ours` takes the EmbeddingSanitizer; `ours_text` and `re_encode` take it too, and without one look
+in weights/ for that of the encoder they are fitted on. The others take nothing."""

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from sanitizer.encoders import Encoding, TextEncoder
 from sanitizer.encodings import Encodings, Normaliser, encode_all, measure
+from sanitizer.joining import exchanged
 from sanitizer.model import CONSTANT_TOLERANCE, normalise
 from sanitizer.networks import summary
 from sanitizer.probes import area_under_curve
@@ -160,22 +161,7 @@ def text_rows(e: Encoding) -> Tensor:
     return torch.tensor([[bool(token) for token in own] for own in e.tokens], device=e.rows.device) & e.mask
 
 
-def padded(values: Tensor, length: int) -> Tensor:
-    """(B, L, …) with zeros, or False, to `length` rows."""
-    missing = length - values.shape[1]
-    if missing <= 0:
-        return values
-    return torch.cat([values, values.new_zeros(values.shape[0], missing, *values.shape[2:])], dim=1)
-
-
-def replaced(batch: Batch, index: Sequence[int], rows: Tensor, mask: Tensor, pooled: Tensor | None) -> Treated:
-    """The batch with other rows (len(index), L', D) for the prompts of `index`; the others as they were, padded."""
-    e, at = batch.encoding, torch.tensor(list(index), dtype=torch.long)
-    length = max(e.rows.shape[1], rows.shape[1])
-    new_rows, new_mask = padded(e.rows, length).clone(), padded(e.mask, length).clone()
-    new_rows[at], new_mask[at] = padded(rows, length).to(e.rows), padded(mask, length).to(e.mask.device)
-    new_pooled = e.pooled
-    if new_pooled is not None and pooled is not None:
-        new_pooled = new_pooled.clone()
-        new_pooled[at] = pooled.to(new_pooled)
-    return treated(batch, new_rows, new_mask, new_pooled)
+def replaced(batch: Batch, index: Sequence[int], other: Encoding) -> Treated:
+    """The batch with the prompts of `other` in place of those of `index`; the others as they were, padded."""
+    out = exchanged(batch.encoding, index, other)
+    return treated(batch, out.rows, out.mask, out.pooled)

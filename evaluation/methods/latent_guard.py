@@ -7,10 +7,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sanitizer.encodings import Encodings
+from sanitizer.joining import encode
 
 from ..base import Batch, Development, Treated
 from .common import bare, prepare, threshold_for
-from .substitution import EmptyPrompt, encode
+from .substitution import EmptyPrompt
 
 HEADS, HEAD, OUT = 4, 32, 128
 """Attention heads, channels of a head, channels compared. The paper has 8 or 16 heads, 32 channels and 128."""

@@ -7,10 +7,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sanitizer.encoders import Encoding
+from sanitizer.joining import encode
 
 from ..base import Batch, Development, Treated, batches
 from .common import Space, bare, prepare, threshold_for, untouched
-from .substitution import encode, substitute
+from .substitution import substitute
 
 HIDDEN, DROPOUT = (1024, 512), 0.5
 EPOCHS, BATCH, RATE = 6, 64, 3e-4

@@ -4,10 +4,10 @@ import torch
 from torch import Tensor
 
 from sanitizer.encoders import Encoding
+from sanitizer.joining import encode
 
 from ..base import BATCH, Batch, Development, Treated
 from .common import bare, prepare, text_rows, threshold_for, treated, untouched
-from .substitution import encode
 
 CONCEPTS = 20
 """Phrases that span the concept's subspace; the published list for nudity has 17."""

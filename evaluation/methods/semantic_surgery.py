@@ -7,10 +7,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sanitizer.encoders import Encoding
+from sanitizer.joining import encode
 
 from ..base import Batch, Development, Treated, batches
 from .common import bare, prepare, threshold_at, treated, untouched
-from .substitution import encode
 
 CONCEPTS = 16
 """Phrases that stand for the concept."""

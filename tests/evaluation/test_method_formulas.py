@@ -8,7 +8,7 @@ from evaluation.methods.common import Space, prepare, text_rows, threshold_at
 from evaluation.methods.leace import Eraser
 from evaluation.methods.linear_edit import derive, edit
 from evaluation.methods.safree import Safree, outside, span, without_each
-from evaluation.methods.substitution import EmptyPrompt, blend, encode
+from evaluation.methods.substitution import EmptyPrompt
 from sanitizer.encodings import measure
 from sanitizer.probes import Probe, area_under_curve
 
@@ -246,29 +246,6 @@ def test_blocked_prompts_become_the_empty_one(tiny, tiny_causal):
         assert int(out.mask[0].sum()) == int(empty.mask.sum()) and out.touched.tolist() == [True, False, False]
         torch.testing.assert_close(out.rows[0][out.mask[0]], empty.rows[0][empty.mask[0]])
         assert torch.equal(out.rows[1:], b.encoding.rows[1:])
-
-
-def test_blend_goes_from_one_encoding_to_the_other(tiny):
-    before, after = encode(tiny, ["a crimson dress"]), encode(tiny, ["a long green summer dress"])
-    rows, mask, _ = blend(before, after, 0.0)
-    assert torch.equal(rows, before.rows) and torch.equal(mask, before.mask)
-    rows, mask, _ = blend(before, after, 1.0)
-    assert torch.equal(rows, after.rows) and torch.equal(mask, after.mask)
-    half, mask, _ = blend(before, after, 0.5)
-    dress = before.tokens[0].index("dress")
-    torch.testing.assert_close(
-        half[0, dress], (before.rows[0, dress] + after.rows[0, after.tokens[0].index("dress")]) / 2
-    )
-    assert torch.equal(mask, before.mask)
-
-
-def test_encode_keeps_the_order(tiny):
-    texts = ["a rather long prompt about boats", "short", "two words"] * 30
-    whole = encode(tiny, texts)
-    for i in (0, 1, 44):
-        alone = tiny.encode([texts[i]])
-        assert whole.tokens[i][: len(alone.tokens[0])] == alone.tokens[0]
-        torch.testing.assert_close(whole.rows[i][whole.mask[i]], alone.rows[0][alone.mask[0]])
 
 
 def test_threshold_lets_the_allowed_share_through():

@@ -11,7 +11,7 @@ RED = ["crimson", "scarlet", "ruby", "vermilion", "cherry", "carmine", "maroon",
 GREEN = ["olive", "jade", "green"]
 PLAIN = ["wooden", "heavy", "little", "quiet", "narrow", "broken", "distant", "empty", "gentle", "hollow"]
 FRAMES = ["a {} dress on a chair", "the {} door of the old house", "light on {} water", "a {} boat", "two {} birds fly"]
-SANITIZED = ("ours", "re_encode")
+SANITIZED = ("ours", "ours_text", "re_encode")
 EVERY_PROMPT = ("leace", "concept_vector", "linear_edit")
 """Methods without a gate, as published."""
 
@@ -44,11 +44,11 @@ FITTED = {}
 
 @pytest.fixture
 def make(monkeypatch):
-    """(encoder, name) -> a fitted method; ours and re_encode with a sanitizer whose weights are set by hand, and pairs
-    of red and green words in place of the concept file. Networks are trained for a few steps only."""
+    """(encoder, name) -> a fitted method; what applies the sanitizer with one whose weights are set by hand, and pairs of red
+    and green words in place of the concept file. Networks are trained for a few steps only."""
     monkeypatch.setattr("evaluation.methods.latent_guard.STEPS", 40)
     monkeypatch.setattr("evaluation.methods.safeguider.HIDDEN", (64, 32))
-    monkeypatch.setattr("evaluation.methods.re_encode.load_concepts", lambda names: [red_concept()])
+    monkeypatch.setattr("sanitizer.anchors.known_pairs", lambda sanitizer, name: list(red_concept().pairs))
 
     def made(encoder, name, anew=False):
         key = (encoder.name, name)
@@ -87,7 +87,7 @@ MIXED = ["a crimson dress", "the quiet door of a house", "scarlet light", "narro
 
 def test_the_table_names_every_method_and_imports_none():
     wanted = {"none", "word_list", "semantic_surgery", "safree", "leace", "concept_vector", "linear_edit"}
-    assert set(METHODS) == wanted | {"latent_guard", "safeguider", "re_encode", "ours"}
+    assert set(METHODS) == wanted | {"latent_guard", "safeguider", "re_encode", "ours_text", "ours"}
     for name in METHODS:
         if name not in SANITIZED:
             method = METHODS[name]()
@@ -139,7 +139,7 @@ def test_a_prompt_does_not_depend_on_its_neighbours(name, make, encoder):
     torch.testing.assert_close(whole.rows[0, : len(seen)][seen], alone.rows[0][seen], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["word_list", "latent_guard", "safeguider", "ours", "re_encode"])
+@pytest.mark.parametrize("name", ["word_list", "latent_guard", "safeguider", *SANITIZED])
 def test_a_detector_sees_the_concept(name, make, tiny):
     score = make(tiny, name).score(batch(tiny, ["a crimson dress", "a wooden chair", "a heavy dress"]))
     assert score[0] > score[1:].max()
