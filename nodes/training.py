@@ -10,7 +10,7 @@ from pathlib import Path
 import comfy.model_management
 import torch
 
-from ..sanitizer import artifact, training
+from ..sanitizer import anchors, artifact, training
 from ..sanitizer.concepts import Concept
 from ..sanitizer.pairs import full_size, training_prompts
 from ..sanitizer.templates import load_templates
@@ -111,6 +111,7 @@ def train(
             sanitizer, _ = training.fit(
                 encoder, concepts, examples=examples, steps=steps, seed=seed, device=device, progress=report
             )
+            anchors.remember(sanitizer, concepts)
             artifact.save(sanitizer, path)
         # The last text stays on the node.
         progress.say(f"Trained in {(time.monotonic() - began) / 60:.1f} min.")

@@ -13,6 +13,8 @@ import torch
 from safetensors.torch import save as to_bytes
 from torch import nn
 
+from .anchors import KEY as ANCHORS
+from .anchors import check_stored
 from .encoders.base import Fingerprint
 from .errors import SanitizerError
 from .files import whole_file
@@ -22,6 +24,8 @@ FORMAT = "embedding-sanitizer"
 FORMAT_VERSION = 1
 WEIGHTS_FOLDER = Path(__file__).resolve().parent.parent / "weights"
 REQUIRED = ("config", "encoder", "training", "report", "licence")
+OPTIONAL = (ANCHORS,)
+"""Pairs of concepts that have no file in concepts/, see :mod:`.anchors`."""
 
 
 def save(sanitizer: EmbeddingSanitizer, path: str | Path) -> None:
@@ -38,7 +42,7 @@ def save(sanitizer: EmbeddingSanitizer, path: str | Path) -> None:
         raise SanitizerError(
             f"{path}: not saved, the sanitizer's info lacks {', '.join(missing)}. Train it with fit()."
         )
-    header = {key: value for key, value in sanitizer.info.items() if key in REQUIRED}
+    header = {key: value for key, value in sanitizer.info.items() if key in (*REQUIRED, *OPTIONAL)}
     header |= {"config": sanitizer.config.to_dict(), "format_version": FORMAT_VERSION}
     tensors = {name: value.detach().cpu().contiguous() for name, value in sanitizer.state_dict().items()}
     for name, value in tensors.items():
@@ -56,7 +60,8 @@ def save(sanitizer: EmbeddingSanitizer, path: str | Path) -> None:
 
 
 def read_info(path: str | Path) -> dict:
-    """The checked header of a file, without its tensors: config, encoder, training, report, licence, format_version.
+    """The checked header of a file, without its tensors: config, encoder, training, report, licence, format_version,
+    and anchors where it holds some.
 
     Raises SanitizerError.
     """
@@ -154,6 +159,8 @@ def _header(path: Path, metadata: dict | None) -> dict:
         Fingerprint.from_dict(info["encoder"])
         info["config"] = SanitizerConfig.from_dict(info["config"])
         info["config"].check()
+        if ANCHORS in info:
+            check_stored(info[ANCHORS], [spec.name for spec in info["config"].concepts if not spec.context])
     except SanitizerError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError) as error:

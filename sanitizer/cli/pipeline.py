@@ -8,13 +8,17 @@ import torch
 from torch import Tensor
 
 from .. import artifact, heatmap
+from ..anchors import Anchors
 from ..concepts import load_concepts
 from ..encoders import TextEncoder, load_encoder
 from ..errors import SanitizerError
 from ..model import EmbeddingSanitizer
+from ..re_encoding import ReEncoder
 from ..readings import Reader
+from ..second_reading import second_reading
 from ..templates import load_templates
 from .readers import batches
+from .train import Bars
 
 SPAN, SPAN_CHARACTERS = 256, 100_000
 """Prompts (and characters) that are held at once and encoded in order of length, which saves padding."""
@@ -29,9 +33,11 @@ class Result:
     rows: Tensor
     """(l, D), zero where the mask is False."""
     sanitized: Tensor
-    """(l, D)."""
+    """(l', D); l' differs from l only where the prompt was re-encoded."""
     mask: Tensor
     """(l,) bool."""
+    mask_sanitized: Tensor
+    """(l',) bool."""
     pooled: Tensor | None
     """(P,)."""
     pooled_sanitized: Tensor | None
@@ -105,18 +111,20 @@ def process(
     threshold: float | None = None,
     concepts: Sequence[str] | None = None,
     reader: Reader | None = None,
+    re_encoder: ReEncoder | None = None,
 ) -> Iterator[Result]:
     """Encode, score and sanitize prompts in their order, holding no more than a few hundred of them.
 
     At strength 0 the rows come back unchanged, and only the score net runs. With a reader, a prompt that reads
-    differently from what is written, such as n4k3d, is scored as it reads too, and the higher score counts.
+    differently from what is written, such as n4k3d, is scored as it reads too, and the higher score counts. With a
+    re-encoder, which is of this encoder and sanitizer, flagged prompts are re-encoded and not just rewritten.
     """
     for span in batches(prompts, SPAN, SPAN_CHARACTERS):
         found: dict[int, Result] = {}
         order = sorted(range(len(span)), key=lambda i: len(span[i]))
         for index in _groups(order, span):
             chosen = [span[i] for i in index]
-            results = _batch(encoder, sanitizer, chosen, strength, threshold, concepts, reader)
+            results = _batch(encoder, sanitizer, chosen, strength, threshold, concepts, reader, re_encoder)
             found.update(zip(index, results, strict=True))
         for i in range(len(span)):
             # Popped, so that a consumer that is slow does not keep the span in memory twice.
@@ -139,40 +147,55 @@ def default_reader(wanted: bool = True) -> Reader | None:
     return Reader.from_concepts(load_concepts(), load_templates()) if wanted else None
 
 
-def _batch(encoder, sanitizer, prompts, strength, threshold, concepts, reader) -> Iterator[Result]:
+def default_re_encoder(
+    encoder: TextEncoder, sanitizer: EmbeddingSanitizer, concepts: Sequence[str] | None, wanted: bool = True
+) -> ReEncoder | None:
+    """With the pairs of the chosen concepts, all of them for None; None where none is wanted.
+
+    Raises SanitizerError for a concept whose pairs are not known.
+    """
+    if not wanted:
+        return None
+    bars = Bars()
+
+    def progress(stage: str, done: int, total: int, values: dict[str, float]) -> None:
+        bars(stage, done, total, values)
+        if done == total:
+            bars.close()
+
+    return ReEncoder(encoder, sanitizer, Anchors.known(encoder, sanitizer, concepts, progress=progress))
+
+
+def _batch(encoder, sanitizer, prompts, strength, threshold, concepts, reader, re_encoder) -> Iterator[Result]:
     encoding = encoder.encode(prompts)
     mask = encoding.mask.cpu()
-    readings = {} if reader is None else reader.readings(prompts, encoding.tokens, encoding.offsets)
-    also, read = _score_readings(encoder, sanitizer, readings, len(prompts))
-    out = sanitizer.sanitize(
-        encoding.rows,
-        encoding.mask,
-        encoding.pooled,
-        strength=strength,
-        threshold=threshold,
-        concepts=concepts,
-        also=also,
-    )
+    reading = second_reading(encoder, sanitizer, reader, prompts, encoding)
+    settings = {"strength": strength, "threshold": threshold, "concepts": concepts}
+    if re_encoder is None:
+        out = sanitizer.sanitize(encoding.rows, encoding.mask, encoding.pooled, **settings, also=reading.scores)
+        mask_out = mask
+    else:
+        out = re_encoder.sanitize(prompts, encoding, **settings, reading=reading)
+        mask_out = out.mask.cpu()
     rows, sanitized = encoding.rows.cpu(), out.rows.cpu()
     prompt_scores, token_scores = out.scores.prompt.cpu(), out.scores.tokens.cpu().clone()
     pooled, pooled_out = (None if v is None else v.cpu() for v in (encoding.pooled, out.pooled))
-    for b, words in read.items():
+    for b, words in reading.words.items():
         # Where the reading is what fired, its words are at fault.
-        if (out.fired[b] & (also[b] >= out.scores.prompt[b])).any():
+        if (out.fired[b] & (reading.scores[b] >= out.scores.prompt[b])).any():
             token_scores[b] = raised(prompts[b], encoding.tokens[b], encoding.offsets[b], token_scores[b], words)
     flagged, fired = out.flagged.tolist(), out.fired.tolist()
     for b, prompt in enumerate(prompts):
-        visible = mask[b].nonzero().squeeze(1)
-        length = int(visible[-1]) + 1 if len(visible) else 0
-        seen = mask[b, :length, None]
+        length, length_out = _length(mask[b]), _length(mask_out[b])
         scores = prompt_scores[b].tolist()
         hit = sorted((k for k, yes in enumerate(fired[b]) if yes), key=lambda k: -scores[k])
         # Clones: a slice would keep the whole padded batch in memory.
         yield Result(
             prompt=prompt,
-            rows=torch.where(seen, rows[b, :length], 0.0),
-            sanitized=torch.where(seen, sanitized[b, :length], 0.0),
+            rows=torch.where(mask[b, :length, None], rows[b, :length], 0.0),
+            sanitized=torch.where(mask_out[b, :length_out, None], sanitized[b, :length_out], 0.0),
             mask=mask[b, :length].clone(),
+            mask_sanitized=mask_out[b, :length_out].clone(),
             pooled=None if pooled is None else pooled[b].clone(),
             pooled_sanitized=None if pooled_out is None else pooled_out[b].clone(),
             prompt_scores=prompt_scores[b].clone(),
@@ -185,19 +208,10 @@ def _batch(encoder, sanitizer, prompts, strength, threshold, concepts, reader) -
         )
 
 
-def _score_readings(encoder, sanitizer, readings, count) -> tuple[Tensor | None, dict[int, list[heatmap.Word]]]:
-    """Prompt scores (B, K) of the readings, 0 for a prompt without one, and the readings' words; None without any."""
-    if not readings:
-        return None, {}
-    places = list(readings)
-    encoding = encoder.encode([readings[b] for b in places])
-    scores = sanitizer.score(encoding.rows, encoding.mask, encoding.pooled)
-    also = scores.prompt.new_zeros(count, scores.prompt.shape[1])
-    also[places] = scores.prompt
-    return also, {
-        b: heatmap.words(readings[b], encoding.tokens[i], encoding.offsets[i], scores.tokens[i], sanitizer.concepts)
-        for i, b in enumerate(places)
-    }
+def _length(mask: Tensor) -> int:
+    """Rows up to the last visible one."""
+    visible = mask.nonzero().squeeze(1)
+    return int(visible[-1]) + 1 if len(visible) else 0
 
 
 def raised(

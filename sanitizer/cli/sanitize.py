@@ -10,6 +10,7 @@ from pathlib import Path
 from ..files import whole_file
 from ..heatmap import THRESHOLD
 from . import terminal
+from .arguments import RE_ENCODE
 from .readers import read_prompts
 from .score import counted
 from .writers import TensorSpool, check_output
@@ -21,9 +22,10 @@ def run(arguments: argparse.Namespace) -> None:
     target = check_output(arguments.output, ".safetensors", arguments.input)
     prompts = read_prompts(arguments.input, arguments.column, arguments.format)
 
-    from .pipeline import default_reader, load_pair, process
+    from .pipeline import default_re_encoder, default_reader, load_pair, process
 
     encoder, sanitizer, path = load_pair(arguments.encoder, arguments.sanitizer, arguments.device)
+    re_encode = arguments.mode == RE_ENCODE
     results = process(
         encoder,
         sanitizer,
@@ -32,6 +34,7 @@ def run(arguments: argparse.Namespace) -> None:
         threshold=arguments.threshold,
         concepts=arguments.concepts,
         reader=default_reader(arguments.readings),
+        re_encoder=default_re_encoder(encoder, sanitizer, arguments.concepts, re_encode),
     )
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -42,18 +45,20 @@ def run(arguments: argparse.Namespace) -> None:
         "sanitizer": f"{path.name} sha256:{digest}",
         "concepts": json.dumps(sanitizer.concepts),
         "erased": json.dumps(arguments.concepts or sanitizer.erasable),
+        "mode": arguments.mode,
         "strength": f"{arguments.strength:g}",
         "readings": json.dumps(arguments.readings),
         "threshold": f"{THRESHOLD if arguments.threshold is None else arguments.threshold:g}",
     }
     began = time.monotonic()
-    total, flagged = write(results, target, metadata)
+    total, flagged = write(results, target, metadata, moved=re_encode)
     seconds = time.monotonic() - began
     terminal.note(f"{arguments.output}: {total} prompts, {flagged} sanitized, by {path.name}, {seconds:.1f} s.")
 
 
-def write(results: Iterable, target: Path, metadata: dict[str, str]) -> tuple[int, int]:
-    """Write the results' tensors; the number of prompts, and of flagged ones.
+def write(results: Iterable, target: Path, metadata: dict[str, str], moved: bool = False) -> tuple[int, int]:
+    """Write the results' tensors; the number of prompts, and of flagged ones. moved: the sanitized rows may be others
+    than the prompt's, so their mask is written too.
 
     N and L are known only at the end, so the rows wait in unnamed temporary files beside the output.
     """
@@ -65,14 +70,12 @@ def write(results: Iterable, target: Path, metadata: dict[str, str]) -> tuple[in
             fixed = {"prompt_scores": result.prompt_scores}
             if result.pooled is not None:
                 fixed |= {"pooled": result.pooled, "pooled_sanitized": result.pooled_sanitized}
-            spool.add(
-                rows={
-                    "embeddings": result.rows,
-                    "sanitized": result.sanitized,
-                    "mask": result.mask,
-                    "token_scores": result.token_scores,
-                },
-                fixed=fixed,
-            )
+            rows = {
+                "embeddings": result.rows,
+                "sanitized": result.sanitized,
+                "mask": result.mask,
+                "token_scores": result.token_scores,
+            }
+            spool.add(rows | ({"mask_sanitized": result.mask_sanitized} if moved else {}), fixed)
         spool.assemble(file, metadata)
         return len(spool), flagged

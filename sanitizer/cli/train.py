@@ -14,7 +14,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     concepts = choose_concepts(arguments.concepts)
 
-    from .. import artifact
+    from .. import anchors, artifact
     from ..encoders import load_encoder
     from ..training import fit
     from .pipeline import check_device
@@ -31,6 +31,7 @@ def run(arguments: argparse.Namespace) -> None:
             device=arguments.device,
             progress=bars,
         )
+    anchors.remember(sanitizer, concepts)
     artifact.save(sanitizer, target)
     print(report.to_text())
     terminal.note(f"{arguments.output}: written, {target.stat().st_size / 1e6:.1f} MB, for {encoder.fingerprint}.")

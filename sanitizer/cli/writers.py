@@ -57,9 +57,9 @@ class TensorSpool:
         self.files: dict[str, BinaryIO] = {}
         self.kinds: dict[str, tuple[str, tuple[int, ...]]] = {}
         """Tensor -> dtype and the shape of one item's row, or of the item where it has no rows."""
-        self.lengths = array("q")
-        """Rows of each item."""
-        self.ragged: set[str] = set()
+        self.lengths: dict[str, array] = {}
+        """Ragged tensor -> rows of each item."""
+        self.count = 0
         self.stack = ExitStack()
 
     def __enter__(self) -> "TensorSpool":
@@ -69,11 +69,13 @@ class TensorSpool:
         self.stack.close()
 
     def __len__(self) -> int:
-        return len(self.lengths)
+        return self.count
 
     def add(self, rows: dict[str, Tensor], fixed: dict[str, Tensor]) -> None:
-        """Append an item. rows: tensors (l, ...) with the same l; fixed: tensors of the same shape in every item."""
-        (length,) = {len(tensor) for tensor in rows.values()}
+        """Append an item. rows: tensors (l, ...), l of any length; fixed: tensors of the same shape in every item.
+
+        Tensors that always have the same l come out with the same L.
+        """
         for name, tensor in {**rows, **fixed}.items():
             shape = tuple(tensor.shape[1:] if name in rows else tensor.shape)
             kind = (DTYPES[tensor.dtype], shape)
@@ -85,19 +87,20 @@ class TensorSpool:
             # A view as bytes: numpy has no bfloat16.
             data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
             self.files[name].write(data.data)
-        self.ragged |= rows.keys()
-        self.lengths.append(length)
+            if name in rows:
+                self.lengths.setdefault(name, array("q")).append(len(tensor))
+        self.count += 1
 
     def assemble(self, file: BinaryIO, metadata: dict[str, str]) -> None:
         """Write the .safetensors file. Items shorter than the longest are filled up with zeros."""
-        longest = max(self.lengths, default=0)
+        longest = {name: max(lengths, default=0) for name, lengths in self.lengths.items()}
         header: dict[str, dict] = {"__metadata__": metadata}
         # Single bytes last, so that every tensor begins at a multiple of its element's size.
         names = sorted(self.kinds, key=lambda name: (-SIZES[self.kinds[name][0]], name))
         at = 0
         for name in names:
             dtype, shape = self.kinds[name]
-            full = [len(self), *([longest] if name in self.ragged else []), *shape]
+            full = [len(self), *([longest[name]] if name in longest else []), *shape]
             size = math.prod(full) * SIZES[dtype]
             header[name] = {"dtype": dtype, "shape": full, "data_offsets": [at, at + size]}
             at += size
@@ -109,17 +112,18 @@ class TensorSpool:
         file.truncate(begin + at)
         for name in names:
             file.seek(begin + header[name]["data_offsets"][0])
-            self._copy(name, file, longest)
+            self._copy(name, file)
         file.seek(0, os.SEEK_END)
 
-    def _copy(self, name: str, file: BinaryIO, longest: int) -> None:
+    def _copy(self, name: str, file: BinaryIO) -> None:
         dtype, shape = self.kinds[name]
         row = math.prod(shape) * SIZES[dtype]
         spool = self.files[name]
         spool.seek(0)
-        if name not in self.ragged:
+        if name not in self.lengths:
             shutil.copyfileobj(spool, file)
             return
-        for length in self.lengths:
+        longest = max(self.lengths[name], default=0)
+        for length in self.lengths[name]:
             file.write(spool.read(length * row))
             file.seek((longest - length) * row, os.SEEK_CUR)

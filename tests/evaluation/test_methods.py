@@ -44,8 +44,8 @@ FITTED = {}
 
 @pytest.fixture
 def make(monkeypatch):
-    """(encoder, name) -> a fitted method; what applies the sanitizer with one whose weights are set by hand, and pairs of red
-    and green words in place of the concept file. Networks are trained for a few steps only."""
+    """(encoder, name) -> a fitted method; what applies the sanitizer with one whose weights are set by hand, and pairs
+    of red and green words in place of the concept file. Networks are trained for a few steps only."""
     monkeypatch.setattr("evaluation.methods.latent_guard.STEPS", 40)
     monkeypatch.setattr("evaluation.methods.safeguider.HIDDEN", (64, 32))
     monkeypatch.setattr("sanitizer.anchors.known_pairs", lambda sanitizer, name: list(red_concept().pairs))
