@@ -1,14 +1,23 @@
 """Sanitize CLIP: everything that is encoded with it comes out sanitized."""
 
+import logging
 from typing import Any
 
 from comfy_api.latest import io
+from torch import Tensor
 
 from ..sanitizer.errors import SanitizerError
-from .conditioning import RECORD
+from .conditioning import RECORD, parts
 from .loaded import LoadedSanitizer, SanitizerSocket
 from .messages import CATEGORY, STRENGTH, THRESHOLD, readable, ui
+from .re_encoding import PromptReEncoder
 from .tokens import has_text, row_tokens
+
+REWRITE, RE_ENCODE = "rewrite", "re-encode"
+NO_TEXT = (
+    "Sanitize CLIP: this prompt cannot be re-encoded, for its text cannot be told from its tokens (embeddings, images, "
+    "different texts for several text encoders). It was sanitized as in mode rewrite."
+)
 
 
 class UnsanitizedPart(SanitizerError, AttributeError):
@@ -21,12 +30,13 @@ class SanitizedTextModel:
     The place of the text model, because a CLIP's own methods are lost when another node clones it.
     """
 
-    def __init__(self, clip, sanitizer: LoadedSanitizer, strength: float, threshold: float) -> None:
+    def __init__(self, clip, sanitizer: LoadedSanitizer, strength: float, threshold: float, mode: str) -> None:
         self.unsanitized = clip.cond_stage_model
         self._clip = clip
         self._sanitizer = sanitizer
         self._strength = strength
         self._threshold = threshold
+        self._re_encode = PromptReEncoder(clip, sanitizer) if mode == RE_ENCODE else None
 
     def __getattr__(self, name: str) -> Any:
         # A copy asks for names before it has any attribute.
@@ -44,12 +54,37 @@ class SanitizedTextModel:
         """(cond, pooled, extras) as the text model gives them, sanitized, with the tokens of the rows in extras."""
         out = self.unsanitized.encode_token_weights(token_weight_pairs)
         entry = [out[0], {"pooled_output": out[1], **(out[2] if len(out) > 2 else {})}]
-        [(cond, extras)], _ = self._sanitizer.sanitize_all([entry], self._strength, self._threshold)
+        done = self._re_encoded(token_weight_pairs, entry) if self._re_encode else None
+        if done is None:
+            [(cond, extras)], summary = self._sanitizer.sanitize_all([entry], self._strength, self._threshold)
+            tokens = row_tokens(self._clip, token_weight_pairs, cond.shape[1])
+            if self._re_encode and summary.flagged:
+                logging.warning(NO_TEXT)
+        else:
+            cond, extras, tokens = done
         pooled = extras.pop("pooled_output")
-        tokens = row_tokens(self._clip, token_weight_pairs, cond.shape[1])
         if has_text(tokens):
             extras[RECORD] = {"tokens": tokens}
         return cond, pooled, extras
+
+    def _re_encoded(self, tokens: dict, entry: list) -> tuple[Tensor, dict, list[str]] | None:
+        """None where the prompt's text, or the place of all of it, is not known."""
+        found = parts(entry)
+        if [part.keys[0] for part in found] != ["cond"]:
+            return None
+        if found[0].mask is None and entry[1].get(found[0].keys[1]) is not None:
+            return None  # a mask of other rows than these
+        done = self._re_encode(tokens, found[0], self._strength, self._threshold)
+        if done is None:
+            return None
+        part, strings = done
+        cond, extras = part.rows, entry[1].copy()
+        if part.rows is not entry[0] and part.mask is not None:
+            mask = extras[part.keys[1]]
+            extras[part.keys[1]] = part.mask.to(mask.device, mask.dtype)
+        if part.rows is not entry[0] and part.pooled is not None:
+            extras[part.keys[2]] = part.pooled
+        return cond, extras, strings
 
 
 class SanitizeCLIP(io.ComfyNode):
@@ -66,6 +101,15 @@ class SanitizeCLIP(io.ComfyNode):
                 SanitizerSocket.Input("sanitizer", tooltip="From Load Sanitizer or Train Sanitizer."),
                 io.Float.Input("strength", **STRENGTH),
                 io.Float.Input("threshold", **THRESHOLD),
+                io.Combo.Input(
+                    "mode",
+                    options=[REWRITE, RE_ENCODE],
+                    default=REWRITE,
+                    optional=True,
+                    tooltip="'rewrite' writes the embedding anew and is fast. 're-encode' replaces the words at fault "
+                    "by safe ones, encodes the prompt again and erases what remains: it keeps more of the scene and "
+                    "knows words in disguise, such as n4k3d, but a flagged prompt takes several times as long.",
+                ),
             ],
             outputs=[
                 io.Clip.Output(
@@ -77,10 +121,13 @@ class SanitizeCLIP(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, clip, sanitizer: LoadedSanitizer, strength: float, threshold: float) -> io.NodeOutput:
+    def execute(
+        cls, clip, sanitizer: LoadedSanitizer, strength: float, threshold: float, mode: str = REWRITE
+    ) -> io.NodeOutput:
         sanitizer.check_clip(clip, "Sanitize CLIP")
         sanitized = clip.clone()
-        sanitized.cond_stage_model = SanitizedTextModel(clip, sanitizer, strength, threshold)
+        sanitized.cond_stage_model = SanitizedTextModel(clip, sanitizer, strength, threshold, mode)
         names = ", ".join(readable(name) for name in sanitizer.concepts)
-        line = f"Erases {names} from whatever is encoded with this CLIP."
+        how = ", by re-encoding" if mode == RE_ENCODE else ""
+        line = f"Erases {names} from whatever is encoded with this CLIP{how}."
         return io.NodeOutput(sanitized, ui=ui({"kind": "status", "state": "ready", "text": line}))

@@ -77,7 +77,8 @@ def blend(before: Encoding, after: Encoding, strength: float) -> Encoding:
         rows = (rows.float() + share * (partner - rows.float())).to(rows.dtype)
     pooled = base.pooled
     if pooled is not None and share:
-        pooled = (pooled.float() + share * (other.pooled.float() - pooled.float())).to(pooled.dtype)
+        step = other.pooled.to(pooled.device, torch.float32) - pooled.float()
+        pooled = (pooled.float() + share * step).to(pooled.dtype)
     return replace(base, rows=rows, pooled=pooled)
 
 

@@ -210,7 +210,7 @@ class ReEncoder:
         found: dict[tuple[str, str], Pair] = {}
         for concept in sorted({concept for concept, _ in phrases}):
             own = sorted(phrase for name, phrase in phrases if name == concept)
-            pairs = self.anchors.nearest(concept, text_vectors(self.encoder, self.sanitizer, own))
+            pairs = self.anchors.nearest(concept, text_vectors(self.anchors.encoder, self.sanitizer, own))
             found |= {(concept, phrase): pair for phrase, pair in zip(own, pairs, strict=True)}
         return found
 

@@ -14,7 +14,7 @@ SOCKETS = {
         ["sanitizer", "report"],
     ),
     "ESSanitizeConditioning": (["conditioning", "sanitizer", "strength", "threshold"], ["sanitized"]),
-    "ESSanitizeCLIP": (["clip", "sanitizer", "strength", "threshold"], ["sanitized_clip"]),
+    "ESSanitizeCLIP": (["clip", "sanitizer", "strength", "threshold", "mode"], ["sanitized_clip"]),
     "ESTokenScorePreview": (
         ["sanitizer", "conditioning", "clip", "text"],
         ["scored", "heatmap", "scores", "prompt_score", "flagged"],
