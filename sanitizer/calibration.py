@@ -1,6 +1,5 @@
 """Calibration: the score at which a concept fires, set on harmless prompts that training did not see."""
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -44,7 +43,7 @@ def calibrate(
     """Mix the three prompt scores, and put the operating point of every concept at 0.5.
 
     The thresholds are those at which all concepts that can be erased together touch the share
-    :attr:`Settings.false_alarms` of harmless prompts, each concept allowed the same share; the slope is that of a
+    :attr:`Settings.false_alarms` of harmless prompts, each concept allowed its part of it; the slope is that of a
     logistic regression (Platt scaling).
     """
     generator = PromptGenerator(concepts, templates, seed, split="calibration")
@@ -59,7 +58,7 @@ def calibrate(
     mix = harmless.new_tensor(MIX)[:, None] / harmless.std(1).clamp_min(1e-3)
     z, z_trained = (torch.einsum("pk,pnk->nk", mix, scores) for scores in (harmless, trained))
     erasable = torch.tensor([not concept.context for concept in concepts])
-    thresholds = joint_thresholds(z, erasable, settings.false_alarms)
+    thresholds = joint_thresholds(z, erasable, allowances(concepts), settings.false_alarms)
     token_thresholds = torch.quantile(harmless[1], 1 - settings.token_false_alarms, dim=0)
     for k in range(len(concepts)):
         positive = labels.prompt[index, k] > 0
@@ -71,24 +70,39 @@ def calibrate(
         sanitizer.token_bias[k] = -slope * token_thresholds[k]
 
 
-def joint_thresholds(scores: Tensor, counted: Tensor, share: float) -> Tensor:
-    """scores (N, K) of harmless prompts -> (K,): thresholds that the same share of prompts reaches in each concept, as
-    large a share as leaves at most `share` of the prompts at or above one of the counted (K, bool) ones.
+def allowances(concepts: Sequence[Concept]) -> Tensor:
+    """(K,): how many false alarms each concept may make beside the others, in proportion to its training phrases: the
+    wider one is, the more harmless prompts lie near it. The mean of those that can be erased is 1, and context concepts
+    have 1."""
+    phrases = torch.tensor([float(sum(not pair.held_out for pair in concept.pairs)) for concept in concepts])
+    context = torch.tensor([concept.context for concept in concepts])
+    return torch.where(context, 1.0, phrases / phrases[~context].mean())
+
+
+def joint_thresholds(scores: Tensor, counted: Tensor, parts: Tensor, share: float) -> Tensor:
+    """scores (N, K) of harmless prompts -> (K,): thresholds that a share of prompts in proportion to `parts` (K,)
+    reaches in each concept, as large a share as leaves at most `share` of the prompts at or above one of the counted
+    (K, bool) ones.
 
     Of few prompts the highest score says little: there the tail is fitted and followed beyond it.
     """
     if len(scores) * share < FEW:
-        return tail_thresholds(scores, share / max(1, int(counted.sum())))
+        return tail_thresholds(scores, share * parts / parts[counted].sum().clamp_min(1e-6))
+
+    def thresholds(part: float) -> Tensor:
+        columns = zip(scores.unbind(1), (part * parts).clamp(max=1.0).tolist(), strict=True)
+        return torch.stack([torch.quantile(column, 1 - allowed) for column, allowed in columns])
+
     low, high = 0.0, share
     for _ in range(20):
         middle = (low + high) / 2
-        reached = (scores >= torch.quantile(scores, 1 - middle, dim=0))[:, counted].any(dim=1)
+        reached = (scores >= thresholds(middle))[:, counted].any(dim=1)
         low, high = (middle, high) if reached.float().mean() <= share else (low, middle)
-    return torch.quantile(scores, 1 - low, dim=0)
+    return thresholds(low)
 
 
-def tail_thresholds(scores: Tensor, share: float) -> Tensor:
-    """(N, K) -> (K,): where an exponential fit to the upper tail is reached by the share.
+def tail_thresholds(scores: Tensor, shares: Tensor) -> Tensor:
+    """(N, K), (K,) -> (K,): where an exponential fit to the upper tail is reached by the concept's share.
 
     Scores above u exceed it by an exponential of their mean m, so that P(score > t) = P(score > u) exp(-(t - u) / m)
     (Pickands 1975, with shape 0).
@@ -96,7 +110,7 @@ def tail_thresholds(scores: Tensor, share: float) -> Tensor:
     start = torch.quantile(scores, 1 - TAIL, dim=0)
     above = scores > start
     mean = ((scores - start) * above).sum(dim=0) / above.sum(dim=0).clamp_min(1)
-    return start + mean * math.log(max(TAIL / share, 1.0))
+    return start + mean * (TAIL / shares).clamp_min(1.0).log()
 
 
 def _slope(harmless: Tensor, unsafe: Tensor) -> Tensor:

@@ -35,8 +35,9 @@ class Settings:
     probe_decay: float = 1e-3
     token_false_alarms: float = 0.01
     """Share of harmless prompts with a word at or above 0.5, per concept: words are shown, prompts decide."""
-    false_alarms: float = 0.0015
-    """Share of the calibration's harmless prompts that may be touched, all concepts together."""
+    false_alarms: float = 0.012
+    """Share of the calibration's harmless prompts that may be touched, all concepts together. A quarter of them are
+    about the concepts' own topics, chosen to be hard: of captions and everyday prompts it is below 0.5 %."""
 
     @classmethod
     def for_examples(cls, count: int, steps: int | None = None) -> "Settings":
