@@ -141,6 +141,8 @@ def rebuild(tokens: list[str]) -> tuple[str, list[tuple[int, int]]]:
         parts.append((" " if begins and text else glue) + text if text else "")
         if text:
             glue = " " if ends else ""
+        elif begins and token:
+            glue = " "  # T5's "▁" alone is the space before a token that begins no word by itself
     stops = list(accumulate(len(part) for part in parts))
     text = "".join(parts)
     offsets = []

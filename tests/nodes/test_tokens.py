@@ -92,6 +92,7 @@ def test_weights_are_no_words(tokens):
     [
         (["", "a</w>", "por", "trait</w>", "", ""], "a portrait"),
         (["▁a", "▁por", "trait", ""], "a portrait"),
+        (["▁on", "▁", "a", "▁table", "▁", ","], "on a table ,"),
         (["a", "por", "##trait"], "a portrait"),
         (["Ġa", "Ġpor", "trait"], "a portrait"),
         (["a</w>", "[embedding]", "cat</w>"], "a [embedding] cat"),
