@@ -186,9 +186,10 @@ class SlowEncoder:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "chosen"), [(1e-5, "full"), (0.05, "two minutes"), (2.0, "fewest"), (60.0, "fewest")]
+    ("seconds", "chosen"),
+    [(1e-5, "full"), (0.005, "two minutes"), (0.03, "enough"), (0.2, "ten minutes"), (2.0, "fewest"), (60.0, "fewest")],
 )
-def test_number_of_examples_fits_two_minutes_of_encoding(pack, monkeypatch, seconds, chosen):
+def test_number_of_examples_fits_the_time_for_encoding(pack, monkeypatch, seconds, chosen):
     training = pack("nodes.training")
     encoder = SlowEncoder(seconds)
     monkeypatch.setattr(training, "time", encoder)
@@ -202,8 +203,12 @@ def test_number_of_examples_fits_two_minutes_of_encoding(pack, monkeypatch, seco
         assert plan.examples == training.FEWEST
         assert encoder.encoded <= 10, "measuring a slow encoder must not take long itself"
         assert f"a full set is {plan.full}" in str(plan)
+    elif chosen == "enough":
+        assert plan.examples == training.ENOUGH
+        assert training.ENCODE_SECONDS < total < training.LONGEST_SECONDS
     else:
-        assert training.ENCODE_SECONDS - every <= total <= training.ENCODE_SECONDS
+        limit = {"two minutes": training.ENCODE_SECONDS, "ten minutes": training.LONGEST_SECONDS}[chosen]
+        assert limit - every <= total <= limit
 
 
 def test_progress_says_how_long_a_stage_will_take(pack, monkeypatch):

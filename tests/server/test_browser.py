@@ -26,6 +26,8 @@ FLAGS = [
 ]
 RUN_SECONDS, WAIT_MS = 1800, 600_000
 """Generous, so that a loaded machine fails no test."""
+VUE_SINCE = [1, 28]
+"""In 1.27 (ComfyUI 0.3.64) it shows no DOM widgets, core's own text boxes included."""
 SCREENSHOTS = os.environ.get("ES_SCREENSHOTS")
 
 PREPARE = """async (vue) => {
@@ -62,8 +64,9 @@ def page(request, browser, server, trained):
     opened.set_default_timeout(WAIT_MS)
     opened.goto(server.url)
     opened.wait_for_function("window.app?.graph && window.app.extensionManager")
-    if request.param == "vue" and opened.evaluate("typeof LiteGraph.vueNodesMode") == "undefined":
-        pytest.skip("this front end has no Vue renderer")
+    version = opened.evaluate("window.__COMFYUI_FRONTEND_VERSION__ ?? '0.0'").split(".")
+    if request.param == "vue" and [int(part) for part in version[:2]] < VUE_SINCE:
+        pytest.skip("the Vue renderer of this front end is a hidden experiment without text boxes and notes")
     opened.evaluate(PREPARE, request.param == "vue")
     opened.renderer = request.param
     yield opened
