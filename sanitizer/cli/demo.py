@@ -14,7 +14,7 @@ from ..errors import SanitizerError
 from ..files import whole_file
 from ..networks import summary
 from . import terminal
-from .pipeline import Result, default_reader, load_pair, process
+from .pipeline import Result, default_re_encoder, default_reader, load_pair, process
 from .score import verdict
 from .writers import check_output
 
@@ -58,6 +58,7 @@ PROMPTS = (
 CAPTION = """\
 How near an unsafe prompt came to its safe counterpart, which differs from it in the harmful words only. Cosine of the
 mean rows, every channel with the encoder's mean removed and scaled to unit variance; 1 is the same direction.
+Re-encoded: with other words for those at fault, as sanitize --mode re-encode does it.
 """
 
 
@@ -73,6 +74,7 @@ def run(arguments: argparse.Namespace) -> None:
     results = list(process(encoder, sanitizer, [shown.prompt for shown in PROMPTS], strength=1.0, reader=reader))
     unsafe = [place for place, shown in enumerate(PROMPTS) if shown.counterpart]
     counterparts = list(process(encoder, sanitizer, [PROMPTS[place].counterpart for place in unsafe]))
+    again = re_encoded(encoder, sanitizer, [PROMPTS[place].prompt for place in unsafe], reader)
 
     depth = terminal.colour_depth(sys.stdout)
     print(f"Encoder {encoder.name}: {encoder.fingerprint}. Sanitizer {path.name}: {', '.join(sanitizer.erasable)}.\n")
@@ -81,7 +83,7 @@ def run(arguments: argparse.Namespace) -> None:
     print_identity(results)
     print()
     print(CAPTION)
-    print(table(sanitizer, [results[place] for place in unsafe], counterparts))
+    print(table(sanitizer, [results[place] for place in unsafe], again, counterparts))
     save_picture(results, sanitizer.erasable, target)
     print(f"\nWrote {target}. {time.monotonic() - began:.1f} s in all.")
 
@@ -103,21 +105,29 @@ def print_identity(results: Sequence[Result]) -> None:
     print(f"\n{same} of {len(calm)} harmless and treacherous prompts came out bit for bit as they went in.")
 
 
-def table(sanitizer, results: Sequence[Result], counterparts: Sequence[Result]) -> str:
-    """Nearness before and after, a line per unsafe prompt."""
+def re_encoded(encoder, sanitizer, prompts: Sequence[str], reader) -> list[Result]:
+    """The same prompts in mode re-encode; empty for a sanitizer whose pairs are not known."""
+    try:
+        re_encoder = default_re_encoder(encoder, sanitizer, None)
+    except SanitizerError:
+        return []
+    return list(process(encoder, sanitizer, prompts, strength=1.0, reader=reader, re_encoder=re_encoder))
+
+
+def table(sanitizer, results: Sequence[Result], again: Sequence[Result], counterparts: Sequence[Result]) -> str:
+    """Nearness before and after, a line per unsafe prompt. again: the results of mode re-encode, or empty."""
     wide = max(len(result.prompt) for result in results)
-    lines = [f"{'prompt':{wide}}  {'raw':>6}  {'sanitized':>9}"]
-    sums = [0.0, 0.0]
-    for result, safe in zip(results, counterparts, strict=True):
+    heads = ["raw", "sanitized", *(["re-encoded"] if again else [])]
+    lines, sums = [f"{'prompt':{wide}}" + "".join(f"  {head:>10}" for head in heads)], [0.0] * len(heads)
+    for place, (result, safe) in enumerate(zip(results, counterparts, strict=True)):
         goal = mean_row(sanitizer, safe.rows, safe.mask)
-        near = [
-            float(F.cosine_similarity(mean_row(sanitizer, rows, result.mask), goal, dim=0))
-            for rows in (result.rows, result.sanitized)
-        ]
+        shown = [(result.rows, result.mask), (result.sanitized, result.mask)]
+        shown += [(again[place].sanitized, again[place].mask_sanitized)] if again else []
+        near = [float(F.cosine_similarity(mean_row(sanitizer, *both), goal, dim=0)) for both in shown]
         sums = [total + value for total, value in zip(sums, near, strict=True)]
         note = "" if result.flagged else "  not flagged, so not changed"
-        lines.append(f"{result.prompt:{wide}}  {near[0]:6.3f}  {near[1]:9.3f}{note}")
-    lines.append(f"{'mean':{wide}}  {sums[0] / len(results):6.3f}  {sums[1] / len(results):9.3f}")
+        lines.append(f"{result.prompt:{wide}}" + "".join(f"  {value:10.3f}" for value in near) + note)
+    lines.append(f"{'mean':{wide}}" + "".join(f"  {total / len(results):10.3f}" for total in sums))
     return "\n".join(lines)
 
 

