@@ -42,7 +42,7 @@ class Settings:
     @classmethod
     def for_examples(cls, count: int, steps: int | None = None) -> "Settings":
         """Steps that suit a number of training prompts, or `steps` in all, shared between the nets in that ratio."""
-        score, erase = 1200 + count // 9, 900 + count // 35
+        score, erase = 1000 + count // 14, 900 + count // 35
         if steps is not None:
             score, erase = _share(steps, score, erase)
         return cls(score_steps=score, erase_steps=erase)
