@@ -45,8 +45,8 @@ class TrainSanitizer(io.ComfyNode):
                     default=0,
                     min=0,
                     max=100_000,
-                    tooltip="Number of training prompts. 0 chooses as many as this CLIP encodes in about two minutes, or "
-                    "in up to ten if it is slow.",
+                    tooltip="Number of training prompts. 0 chooses as many as this CLIP encodes in about two minutes, "
+                    "or in up to ten if it is slow.",
                 ),
                 io.Int.Input(
                     "steps", default=0, min=0, max=20_000, tooltip="Optimiser steps. 0 takes the recommended number."
