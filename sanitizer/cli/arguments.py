@@ -71,9 +71,9 @@ encoder has them. N prompts in the order of the input, L rows of the longest one
 and have mask False. The file's header names the encoder, the sanitizer, the K concepts, mode, strength and threshold.
 
 With --mode re-encode the words at fault are replaced by safe ones, the prompt is encoded again, and what remains is
-erased. It keeps more of the scene and leaves less for a new probe to find, and takes a flagged prompt about six times
-as long as encoding it; first the word lists of the concepts that were found are encoded, once. The rows may move, so
-sanitized is (N, L', D), and mask_sanitized (N, L') is written too.
+erased. It comes nearer to the safe prompt, and takes a flagged one about seven times as long as encoding it; first the
+word lists of the concepts that were found are encoded, once. The rows may move, so sanitized is (N, L', D), and
+mask_sanitized (N, L') is written too.
 """
 SANITIZE_EXAMPLES = """\
 examples:
