@@ -108,7 +108,7 @@ class SanitizeCLIP(io.ComfyNode):
                     optional=True,
                     tooltip="'rewrite' writes the embedding anew and is fast. 're-encode' replaces the words at fault "
                     "by safe ones, encodes the prompt again and erases what remains: it comes nearer to the safe "
-                    "prompt and reads words in disguise, such as n4k3d, but a flagged prompt takes several times as long.",
+                    "prompt and reads words in disguise, such as n4k3d, but takes several times as long.",
                 ),
             ],
             outputs=[
