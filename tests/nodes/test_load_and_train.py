@@ -72,12 +72,12 @@ def test_file_and_concepts(run, load, loaded, error):
 @pytest.mark.parametrize(("flagged", "state"), [(0.2, "weak"), (0.8, "ready")])
 def test_the_node_says_how_much_the_sanitizer_finds(run, load, models, make_sanitizer, pack, flagged, state):
     sanitizer = make_sanitizer()
-    concepts = [
-        {"name": "nudity", "phrases": 30, "flagged": flagged},
-        {"name": "violence", "phrases": 10, "flagged": 0},
-    ]
-    keys = ("name", "phrases", "flagged")
-    sanitizer.info["report"] = {"concepts": [dict(zip(keys, concept, strict=True)) for concept in concepts]}
+    sanitizer.info["report"] = {
+        "concepts": [
+            {"name": "nudity", "phrases": 30, "flagged": flagged},
+            {"name": "violence", "phrases": 10, "flagged": 0.0},
+        ]
+    }
     pack("sanitizer.artifact").save(sanitizer, models / "toy.safetensors")
     out = run(load, sanitizer_name="toy.safetensors", concepts="nudity")
     [message] = out.ui["embedding_sanitizer"]

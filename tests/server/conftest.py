@@ -103,7 +103,11 @@ class Server:
                 if isinstance(kind, list) or kind in ("STRING", "INT", "FLOAT", "BOOLEAN", "COMBO"):
                     if options and options[0].get("forceInput"):
                         continue
-                    inputs[name] = next(values)
+                    # A workflow that was saved before an optional input came has no value for it.
+                    value = next(values, None)
+                    if value is None and name in info["input"].get("optional", {}):
+                        continue
+                    inputs[name] = value
                     # The front end adds "control after generate" to every widget of this name.
                     if name == "seed":
                         next(values)
