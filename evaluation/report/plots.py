@@ -13,6 +13,7 @@ from ..targets import worst
 
 OURS = "ours"
 OUR_COLOUR = "#b30000"
+OUR_MARKERS = {OURS: "*", "ours_text": "p"}
 # Okabe and Ito's palette, which stays apart without colour vision, and markers, which need no colour at all.
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#7f7f7f", "#8c6d31", "#393b79", "#000000")
 MARKERS = "osD^vPXh<>"
@@ -48,12 +49,12 @@ def _canvas(concepts: int, columns: int):
 
 
 def _look(names: Sequence[str]) -> dict[str, dict]:
-    others = [name for name in names if name != OURS]
+    others = [name for name in names if name not in OUR_MARKERS]
     looks = {
         name: {"color": COLOURS[at % len(COLOURS)], "marker": MARKERS[at % len(MARKERS)]}
         for at, name in enumerate(others)
     }
-    return looks | {OURS: {"color": OUR_COLOUR, "marker": "*"}}
+    return looks | {name: {"color": OUR_COLOUR, "marker": marker} for name, marker in OUR_MARKERS.items()}
 
 
 def _safety(figures: dict) -> bytes:
