@@ -22,6 +22,8 @@ FEW = 5
 """Harmless prompts above the thresholds, under which a tail is fitted instead."""
 TAIL = 0.02
 """Share of the scores to which it is fitted."""
+EMPTY_MARGIN = 0.25
+"""Spreads of the harmless scores by which every threshold lies above the empty prompt's."""
 MIX = (0.7, 0.1, 0.2)
 """Shares of the net's prompt score, its highest token score and the linear probe in the prompt score, after each is
 divided by its spread. More of the token score catches a few more disguised words, and touches twice as many harmless
@@ -43,22 +45,27 @@ def calibrate(
     """Mix the three prompt scores, and put the operating point of every concept at 0.5.
 
     The thresholds are those at which all concepts that can be erased together touch the share
-    :attr:`Settings.false_alarms` of harmless prompts, each concept allowed its part of it; the slope is that of a
-    logistic regression (Platt scaling).
+    :attr:`Settings.false_alarms` of harmless prompts, each concept allowed its part of it, and never so low that the
+    empty prompt is touched; the slope is that of a logistic regression (Platt scaling).
     """
     generator = PromptGenerator(concepts, templates, seed, split="calibration")
     texts = generator.plain(min(MOST_BENIGN, len(encodings) // 5 + 1))
     benign = encode_all(encoder, texts, progress, encodings.normaliser, stage="calibrate")
+    # Apart from the others, of whose quantiles it would be one in thousands: what many prompts are, negative ones above
+    # all, and never harmful.
+    empty = encode_all(encoder, [""], progress, encodings.normaliser, stage="calibrate")
     net = sanitizer.score_net
     with torch.no_grad():
+        nothing = _logits(net, empty, [0])
         harmless = _logits(net, benign, range(len(benign)))
         index = torch.arange(0, len(encodings), max(1, len(encodings) // SAMPLED))
         trained = _logits(net, encodings, index.tolist())
     # Each score in units of its spread over harmless prompts, then mixed.
     mix = harmless.new_tensor(MIX)[:, None] / harmless.std(1).clamp_min(1e-3)
-    z, z_trained = (torch.einsum("pk,pnk->nk", mix, scores) for scores in (harmless, trained))
+    z, z_trained, z_empty = (torch.einsum("pk,pnk->nk", mix, scores) for scores in (harmless, trained, nothing))
     erasable = torch.tensor([not concept.context for concept in concepts])
     thresholds = joint_thresholds(z, erasable, allowances(concepts), settings.false_alarms)
+    thresholds = torch.maximum(thresholds, z_empty[0] + EMPTY_MARGIN * z.std(0))
     token_thresholds = torch.quantile(harmless[1], 1 - settings.token_false_alarms, dim=0)
     for k in range(len(concepts)):
         positive = labels.prompt[index, k] > 0

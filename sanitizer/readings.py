@@ -112,8 +112,8 @@ class _Pass:
 
     def read(self, text: str) -> str:
         words = [word.lower() for word in _LETTERS.findall(text) if len(word) > 1]
-        # Most words of another language are unknown, and near to ones that mean something else.
-        self.foreign = len(words) > 3 and sum(word in self.words for word in words) * 3 < len(words)
+        # Most words of another language are unknown or rare, and near to ones that mean something else.
+        self.foreign = len(words) > 3 and sum(self.words[word] >= COMMON for word in words) * 3 < len(words)
         parts, run = [], []
         for chunk in _SPACE.split(text):
             if _ADDRESS.match(chunk):
