@@ -12,7 +12,7 @@ from sanitizer.heatmap import printable
 REFUSED, INTERRUPTED = 1, 130
 CONCEPTS = "nudity,violence"
 EXAMPLES, LIMIT = 1000, 2000
-QUICK_EXAMPLES, QUICK_LIMIT = 300, 120
+QUICK_EXAMPLES, QUICK_LIMIT = 200, 80
 
 
 def build_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:

@@ -18,7 +18,7 @@ SUMMARISED = 512
 """Prompts summarised at once."""
 PADDING_ROWS = 8
 """Padding rows kept of a prompt, evenly spaced, the last one among them; each stands for several."""
-MEMORY = 5 * 2**29
+MEMORY = 3 * 2**29
 """Bytes of kept rows after which encoding stops; the set so far is used."""
 DEAD = 1e-3
 """A channel whose standard deviation is below this share of the median one carries no prompt and is left alone."""
