@@ -30,6 +30,7 @@ SALAD = 0.1
 FILLED = 0.3
 """Share of harmless prompts that are filled frames; the others are free-standing, which vary more."""
 FEWEST_FILLED = 200
+"""Filled frames among the prompts that thresholds are set on, however few free-standing ones there are."""
 FULL_ROUNDS = 2
 FEWEST = 9000
 
