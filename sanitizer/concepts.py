@@ -52,6 +52,8 @@ class Concept:
     """Scored, never erased."""
     lowers: tuple[tuple[str, float], ...] = ()
     """(concept, logits): the presence of this concept lowers that one's threshold."""
+    guard_words: tuple[str, ...] = ()
+    """Words for young people, which no prompt of a concept that can be erased may hold."""
 
 
 class _File:
@@ -152,6 +154,7 @@ def load_concept(path: Path) -> Concept:
         overlaps=tuple(data.get("overlaps", ())),
         context=context,
         lowers=tuple((name, float(value)) for name, value in data.get("lowers", {}).items()),
+        guard_words=tuple(data.get("guard_words", ())),
     )
 
 
@@ -234,6 +237,11 @@ def _check_unique(file: _File, texts: list[str]) -> None:
         seen.add(key)
 
 
+def any_word(words: Iterable[str]) -> re.Pattern[str]:
+    """Finds one of the words, standing alone, in any case."""
+    return re.compile(r"\b(" + "|".join(re.escape(word) for word in words) + r")\b", re.IGNORECASE)
+
+
 def _check_adults(file: _File, folder: Path, pairs: list[Pair], phrases: list[Phrase]) -> None:
     """Every subject is an adult: words for young people, listed in youth.toml, stand in no other concept file."""
     guard = folder / "youth.toml"
@@ -242,7 +250,7 @@ def _check_adults(file: _File, folder: Path, pairs: list[Pair], phrases: list[Ph
     words = tomllib.loads(guard.read_text(encoding="utf-8")).get("guard_words", [])
     if not words:
         return
-    pattern = re.compile(r"\b(" + "|".join(re.escape(word) for word in words) + r")\b", re.IGNORECASE)
+    pattern = any_word(words)
     texts = [text for pair in pairs for text in (pair.target, pair.anchor, pair.canonical)]
     for text in [*texts, *(phrase.text for phrase in phrases)]:
         found = pattern.search(text)

@@ -1,24 +1,27 @@
 """Concepts and templates -> training prompts, in an order of which any prefix is a fair sample.
 
-A unit is one phrase in one frame: the target prompt, the same prompt with a safe anchor in the phrase's place (what
-the erase net learns to write, and a negative for the score net), and with them hard negatives in the frames of the
-same kind and benign prompts. The phrases of all concepts take turns, so that a budget smaller than a full round still
-spreads over all of them, and one of a full round or more holds every phrase.
+A unit is one frame, with up to two phrases of one group in turn: the target prompts, the same prompt with a safe anchor
+in the phrase's place (what the erase net learns to write, and a negative for the score net), and one other harmless
+prompt. Twice the targets in the same number of prompts raise the share of unseen phrases that is found; twice the
+harmless ones did not. The phrases of all concepts take turns, so that a budget smaller than a full round still spreads
+over all of them, and one of a full round or more holds every phrase.
 """
 
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from .concepts import Concept, Pair
+from .concepts import Concept, Pair, any_word
 from .obfuscation import obfuscate
 from .templates import Templates, insert
 
 CANONICAL = 0.25
 """Share of units with the group's canonical anchor in place of the pair's own. Own anchors teach the erase net the mean
 of what a safe counterpart may be, which is nearer to any one of them; canonical ones are what it can predict."""
-HARD_NEGATIVES = 1.0
-BENIGN = 1.0
+SHARING = 2
+"""Phrases of a group that share a frame and its anchor prompt."""
+HARD_NEGATIVES = 0.5
+"""Share of units whose other harmless prompt is a look-alike, in the frames of its kind, and not a benign prompt."""
 OBFUSCATED = 0.2
 OBFUSCATED_NEGATIVES = 0.12
 IN_CONTEXT = 0.15
@@ -31,7 +34,7 @@ FILLED = 0.3
 """Share of harmless prompts that are filled frames; the others are free-standing, which vary more."""
 FEWEST_FILLED = 200
 """Filled frames among the prompts that thresholds are set on, however few free-standing ones there are."""
-FULL_ROUNDS = 2
+FULL_ROUNDS = 4
 FEWEST = 9000
 
 
@@ -66,6 +69,8 @@ class PromptGenerator:
         self.pairs = [(c, p) for c in concepts for p in c.pairs if p.held_out == held_out]
         self.hard = [p for c in concepts for p in c.hard_negatives if p.held_out == held_out]
         self.unknown = {c.name: _overlapping(c, concepts) for c in concepts}
+        guard_words = [word for c in concepts for word in c.guard_words]
+        self.guard = any_word(guard_words) if guard_words else None
         words = {w.strip(",.").lower() for prompt in self.benign_prompts for w in prompt.split()}
         self.words = sorted(word for word in words if word.isalpha())
 
@@ -125,7 +130,7 @@ class PromptGenerator:
             if draw < 0.15:
                 words[index] = "".join(rng.choice("abcdefghijklmnopqrstuvwxyz") for _ in range(rng.randint(2, 6)))
             elif draw < 0.3:
-                words[index] = words[index][: rng.randint(2, 5)]
+                words[index] = self._unless_guarded(words[index][: rng.randint(2, 5)], words[index])
             elif draw < 0.4:
                 words[index] += rng.choice(self.words)
             elif draw < 0.45:
@@ -135,15 +140,22 @@ class PromptGenerator:
 
     def unit(self, concept: Concept, pair: Pair) -> tuple[Prompt, str]:
         """Target prompt (its anchor not yet placed) and anchor prompt. Held-out ones have the pair's own anchor."""
+        targets, anchor = self.shared_unit(concept, [pair])
+        return targets[0], anchor
+
+    def shared_unit(self, concept: Concept, pairs: Sequence[Pair]) -> tuple[list[Prompt], str]:
+        """A frame with the target of each pair, all of one group, and with the first pair's anchor or the group's."""
         rng = self.rng
-        frame = self.filled_frame(pair.kind)
-        names, target = (concept.name,), pair.target
+        frame = self.filled_frame(pairs[0].kind)
+        names, targets, anchor = (concept.name,), [pair.target for pair in pairs], pairs[0].anchor
         if self.held_out:
-            return self._prompt(insert(frame, target), names), insert(frame, pair.anchor)
-        canonical = rng.random() < CANONICAL
-        anchor = pair.canonical if canonical else pair.anchor
-        if rng.random() < OBFUSCATED:
-            target = obfuscate(target, rng)
+            return [self._prompt(insert(frame, target), names) for target in targets], insert(frame, anchor)
+        if rng.random() < CANONICAL:
+            anchor = pairs[0].canonical
+        targets = [
+            self._unless_guarded(obfuscate(target, rng), target) if rng.random() < OBFUSCATED else target
+            for target in targets
+        ]
         if concept.context:
             pass  # Never joined with anything of another concept.
         elif rng.random() < SALAD:
@@ -152,10 +164,14 @@ class PromptGenerator:
             second, other = rng.choice(self.pairs)
             if not second.context:
                 names = tuple(dict.fromkeys((concept.name, second.name)))
-                target, anchor = f"{target}, {other.target}", f"{anchor}, {other.anchor}"
+                targets, anchor = [f"{t}, {other.target}" for t in targets], f"{anchor}, {other.anchor}"
         else:
             frame = self.in_context(frame)
-        return self._prompt(insert(frame, target), names), insert(frame, anchor)
+        return [self._prompt(insert(frame, target), names) for target in targets], insert(frame, anchor)
+
+    def _unless_guarded(self, changed: str, text: str) -> str:
+        """The changed text, or the text itself where the change lays a word for young people bare."""
+        return text if self.guard and self.guard.search(changed) else changed
 
     def _prompt(self, text: str, names: tuple[str, ...]) -> Prompt:
         return Prompt(text, names, tuple(dict.fromkeys(u for n in names for u in self.unknown[n] if u not in names)))
@@ -164,19 +180,17 @@ class PromptGenerator:
         """Units without end, each a list of prompts in which `anchor` counts from the unit's beginning."""
         rng = self.rng
         while True:
-            for concept, pair in _take_turns(self.pairs, rng):
-                target, anchor = self.unit(concept, pair)
-                unit = [replace(target, anchor=1), Prompt(anchor)]
-                if self.hard and rng.random() < HARD_NEGATIVES:
-                    unit.append(Prompt(self.hard_negative()))
-                unit += [Prompt(self.benign()) for _ in range(1 + (rng.random() < BENIGN - 1))]
-                yield unit
+            for concept, pairs in _take_turns(self.pairs, rng):
+                targets, anchor = self.shared_unit(concept, pairs)
+                look_alike = bool(self.hard) and rng.random() < HARD_NEGATIVES
+                unit = [replace(target, anchor=len(targets)) for target in targets]
+                yield [*unit, Prompt(anchor), Prompt(self.hard_negative() if look_alike else self.benign())]
 
 
 def full_size(concepts: Sequence[Concept]) -> int:
     """Number of prompts of a full training set."""
-    phrases = sum(not pair.held_out for concept in concepts for pair in concept.pairs)
-    return max(FEWEST, round(FULL_ROUNDS * phrases * (2 + HARD_NEGATIVES + BENIGN)))
+    units = [unit for concept in concepts for unit in _shared([p for p in concept.pairs if not p.held_out])]
+    return max(FEWEST, FULL_ROUNDS * sum(len(unit) + 2 for unit in units))
 
 
 def training_prompts(concepts: Sequence[Concept], templates: Templates, count: int, seed: int) -> list[Prompt]:
@@ -190,16 +204,26 @@ def training_prompts(concepts: Sequence[Concept], templates: Templates, count: i
     return prompts
 
 
-def _take_turns(pairs: list[tuple[Concept, Pair]], rng: random.Random) -> list[tuple[Concept, Pair]]:
+def _take_turns(pairs: list[tuple[Concept, Pair]], rng: random.Random) -> list[tuple[Concept, list[Pair]]]:
     """One round of all phrases, the concepts spread evenly over it however many phrases each has."""
-    by_concept: dict[str, list[tuple[Concept, Pair]]] = {}
-    for item in pairs:
-        by_concept.setdefault(item[0].name, []).append(item)
+    by_concept: dict[str, tuple[Concept, list[Pair]]] = {}
+    for concept, pair in pairs:
+        by_concept.setdefault(concept.name, (concept, []))[1].append(pair)
     placed = []
-    for items in by_concept.values():
-        rng.shuffle(items)
-        placed += [((index + rng.random()) / len(items), item) for index, item in enumerate(items)]
+    for concept, own in by_concept.values():
+        rng.shuffle(own)
+        units = _shared(own)
+        rng.shuffle(units)
+        placed += [((index + rng.random()) / len(units), (concept, unit)) for index, unit in enumerate(units)]
     return [item for _, item in sorted(placed, key=lambda entry: entry[0])]
+
+
+def _shared(pairs: Sequence[Pair]) -> list[list[Pair]]:
+    """The pairs by SHARING of one group, in their order; a group's last ones may be fewer."""
+    groups: dict[tuple[str, str], list[Pair]] = {}
+    for pair in pairs:
+        groups.setdefault((pair.kind, pair.canonical), []).append(pair)
+    return [group[at : at + SHARING] for group in groups.values() for at in range(0, len(group), SHARING)]
 
 
 def _share(items: Sequence[str], calibration: bool) -> list[str]:

@@ -54,4 +54,3 @@ def train_probe(sanitizer: EmbeddingSanitizer, encodings: Encodings, labels: Lab
     with torch.no_grad():
         sanitizer.score_net.probe.weight.copy_(weight)
         sanitizer.score_net.probe.bias.copy_(bias)
-

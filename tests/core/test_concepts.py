@@ -2,9 +2,11 @@
 
 import random
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
+from sanitizer import pairs
 from sanitizer.concepts import FOLDER, available, load_concept, load_concepts, parse_custom_concept
 from sanitizer.errors import SanitizerError
 from sanitizer.obfuscation import OBFUSCATIONS
@@ -123,11 +125,42 @@ def test_prefixes_cover_all_phrases_and_are_deterministic():
     assert prompts != training_prompts(concepts, templates, size, seed=1)
     short = training_prompts(concepts, templates, size // 3, seed=0)
     assert short == prompts[: len(short)]
-    generator = PromptGenerator(concepts, templates, 0)
-    rounds = generator.rounds()
-    phrases = sum(not p.held_out for p in concepts[0].pairs)
-    first = [next(rounds)[0] for _ in range(phrases)]
-    assert len(first) == phrases and all(u.concepts == ("self_harm",) or len(u.concepts) == 2 for u in first)
+
+
+@pytest.fixture
+def plain_frames(monkeypatch):
+    """Every phrase as it is, in the one frame "seen: {phrase} there"."""
+    for name in ("OBFUSCATED", "SALAD", "DOUBLE", "IN_CONTEXT"):
+        monkeypatch.setattr(pairs, name, 0.0)
+    templates = load_templates()
+    return replace(templates, frames=dict.fromkeys(templates.frames, ("seen: {phrase} there",)))
+
+
+def test_one_round_holds_every_training_phrase_once(plain_frames):
+    concepts = load_concepts(["self_harm"])
+    erasable = concepts[0]
+    trained = [pair.target for pair in erasable.pairs if not pair.held_out]
+    texts: list[str] = []
+    for unit in PromptGenerator([erasable], plain_frames, 0).rounds():
+        texts += [prompt.text for prompt in unit if prompt.concepts]
+        if len(texts) >= len(trained):
+            break
+    assert sorted(texts) == sorted(insert("seen: {phrase} there", target) for target in trained)
+
+
+def test_phrases_that_share_a_frame_share_an_anchor_prompt_of_their_group(plain_frames):
+    concept = load_concepts(["self_harm"])[0]
+    anchors = {
+        insert("seen: {phrase} there", text): p.canonical for p in concept.pairs for text in (p.anchor, p.canonical)
+    }
+    canonical = {insert("seen: {phrase} there", pair.target): pair.canonical for pair in concept.pairs}
+    shared = 0
+    for unit, _ in zip(PromptGenerator([concept], plain_frames, 0).rounds(), range(100), strict=False):
+        targets = [prompt for prompt in unit if prompt.concepts]
+        assert all(prompt.anchor == len(targets) for prompt in targets) and not unit[len(targets)].concepts
+        assert {canonical[prompt.text] for prompt in targets} == {anchors[unit[len(targets)].text]}
+        shared += len(targets) == pairs.SHARING
+    assert shared > 50
 
 
 def test_concepts_take_turns():
