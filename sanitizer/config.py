@@ -35,7 +35,7 @@ class SanitizerConfig:
     """Rows, such as BOS in a causal encoder, that are the same for every prompt: carried along, never written."""
     score_width: int = 96
     erase_width: int = 128
-    erase_blocks: int = 2
+    erase_blocks: int = 1
     rank: int = 128
     """Dimensions of the subspace that the erase net writes."""
     pooled_rank: int = 0

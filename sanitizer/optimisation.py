@@ -23,7 +23,7 @@ class Settings:
     noise: float = 0.1
     """Standard deviations of noise on the input rows."""
     dropout: float = 0.2
-    """Share of the score net's input channels that are left out at random."""
+    """Share of the score net's input channels that are left out at random, prompt by prompt."""
     token_weight: float = 4.0
     """Weight of the token loss beside the prompt loss."""
     summary_weight: float = 0.3
@@ -42,7 +42,7 @@ class Settings:
     @classmethod
     def for_examples(cls, count: int, steps: int | None = None) -> "Settings":
         """Steps that suit a number of training prompts, or `steps` in all, shared between the nets in that ratio."""
-        score, erase = 1000 + count // 14, 900 + count // 35
+        score, erase = 1000 + count // 10, 900 + count // 35
         if steps is not None:
             score, erase = _share(steps, score, erase)
         return cls(score_steps=score, erase_steps=erase)

@@ -23,7 +23,9 @@ def train_scores(
         # Unsafe and harmless prompts in equal parts, though most of the set is harmless.
         index = torch.tensor([i for g in groups for i in encodings.alike(g, settings.batch // len(groups))])
         x, weight, pooled = encodings.batch(index.tolist(), device)
-        x = F.dropout(noisy(x, settings.noise), settings.dropout)
+        # Left out of all rows of a prompt alike: of one row the others would still tell.
+        kept = F.dropout(torch.ones(len(x), 1, x.shape[2], device=x.device), settings.dropout)
+        x = noisy(x, settings.noise) * kept
         pooled = None if pooled is None else F.dropout(noisy(pooled, settings.noise), settings.dropout)
         tokens, prompt = net(x, weight, pooled)
         target, known = labels.prompt[index].to(device), labels.known[index].to(device)

@@ -25,7 +25,7 @@ from .report import Report, make_report
 from .score_training import train_scores
 from .templates import Templates, load_templates
 
-RANK = 192
+RANK = 128
 POOLED_RANK = 64
 """Dimensions that the erase net writes: enough for the differences of all concepts, few enough for the file's size."""
 CONCEPT_RANK = 12
