@@ -21,7 +21,7 @@ from .probes import Probe, area_under_curve, caught_at
 from .templates import Templates
 
 FALSE_ALARMS = 0.01
-MOST_PER_CONCEPT = 150
+MOST_PER_CONCEPT = 300
 MOST_BENIGN = 600
 
 
