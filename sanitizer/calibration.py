@@ -24,10 +24,10 @@ TAIL = 0.02
 """Share of the scores to which it is fitted."""
 EMPTY_MARGIN = 0.25
 """Spreads of the harmless scores by which every threshold lies above the empty prompt's."""
-MIX = (0.7, 0.1, 0.2)
+MIX = (0.55, 0.35, 0.1)
 """Shares of the net's prompt score, its highest token score and the linear probe in the prompt score, after each is
-divided by its spread. More of the token score catches a few more disguised words, and touches twice as many harmless
-prompts about the same topics."""
+divided by its spread. Between these and (0.45, 0.45, 0.1) nothing is gained, and more harmless prompts about
+the same topics are touched."""
 
 
 def calibrate(
