@@ -236,7 +236,8 @@ class _Pass:
             return word
         if not low.isascii():
             bare, marks = without_accents(low)
-            accepted = bare in self.lexicon or (bare in self.words and (marks > 1 or self.loose))
+            usual = self.loose or (marks > 1 and self.words[bare] >= COMMON)
+            accepted = bare in self.lexicon or (bare in self.words and usual)
             if not bare.isascii() or not (accepted or (self.loose and marks > 1)):
                 return word
             if accepted:
