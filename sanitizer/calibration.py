@@ -26,8 +26,8 @@ EMPTY_MARGIN = 0.25
 """Spreads of the harmless scores by which every threshold lies above the empty prompt's."""
 MIX = (0.55, 0.35, 0.1)
 """Shares of the net's prompt score, its highest token score and the linear probe in the prompt score, after each is
-divided by its spread. Between these and (0.45, 0.45, 0.1) nothing is gained, and more harmless prompts about
-the same topics are touched."""
+divided by its spread. At (0.45, 0.45, 0.1) as much is caught, and a few more harmless prompts about the same topics are
+touched."""
 
 
 def calibrate(

@@ -20,7 +20,7 @@ def train_scores(
     groups = [group for group in (unsafe.nonzero().squeeze(1), (~unsafe).nonzero().squeeze(1)) if len(group)]
 
     def loss_of() -> Tensor:
-        # Unsafe and harmless prompts in equal parts, though most of the set is harmless.
+        # Unsafe and harmless prompts in equal parts, whatever their parts of the set.
         index = torch.tensor([i for g in groups for i in encodings.alike(g, settings.batch // len(groups))])
         x, weight, pooled = encodings.batch(index.tolist(), device)
         # Left out of all rows of a prompt alike: of one row the others would still tell.

@@ -125,6 +125,11 @@ def test_prefixes_cover_all_phrases_and_are_deterministic():
     assert prompts != training_prompts(concepts, templates, size, seed=1)
     short = training_prompts(concepts, templates, size // 3, seed=0)
     assert short == prompts[: len(short)]
+    generator = PromptGenerator(concepts, templates, 0)
+    rounds = generator.rounds()
+    phrases = sum(not p.held_out for p in concepts[0].pairs)
+    first = [next(rounds)[0] for _ in range(phrases)]
+    assert len(first) == phrases and all(u.concepts == ("self_harm",) or len(u.concepts) == 2 for u in first)
 
 
 @pytest.fixture
@@ -137,11 +142,10 @@ def plain_frames(monkeypatch):
 
 
 def test_one_round_holds_every_training_phrase_once(plain_frames):
-    concepts = load_concepts(["self_harm"])
-    erasable = concepts[0]
-    trained = [pair.target for pair in erasable.pairs if not pair.held_out]
+    concept = load_concepts(["self_harm"])[0]
+    trained = [pair.target for pair in concept.pairs if not pair.held_out]
     texts: list[str] = []
-    for unit in PromptGenerator([erasable], plain_frames, 0).rounds():
+    for unit in PromptGenerator([concept], plain_frames, 0).rounds():
         texts += [prompt.text for prompt in unit if prompt.concepts]
         if len(texts) >= len(trained):
             break

@@ -15,13 +15,7 @@ if __name__ == "__main__":
     torch.manual_seed(0)
     config = SanitizerConfig(
         (ConceptSpec("golden"), ConceptSpec("youth", True, {"golden": 2.0})),
-        width=6,
-        window=16,
-        constant_rows=1,
-        score_width=8,
-        erase_width=8,
-        erase_blocks=1,
-        rank=3,
+        width=6, window=16, constant_rows=1, score_width=8, erase_width=8, erase_blocks=1, rank=3,
     )
     info = {
         "encoder": Fingerprint("golden", 6, 0, "0" * 64).to_dict(),
@@ -47,12 +41,8 @@ if __name__ == "__main__":
     out = sanitizer.sanitize(rows, mask)
     save(sanitizer, folder / "golden_v1.safetensors")
     save_file(
-        {
-            "rows": rows.contiguous(),
-            "mask": mask.to(torch.uint8).contiguous(),
-            "sanitized": out.rows.contiguous(),
-            "prompt_scores": out.scores.prompt,
-        },
+        {"rows": rows.contiguous(), "mask": mask.to(torch.uint8).contiguous(), "sanitized": out.rows.contiguous(),
+         "prompt_scores": out.scores.prompt},
         folder / "golden_v1_output.safetensors",
     )
     print(out.flagged, out.scores.prompt)
