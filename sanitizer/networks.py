@@ -139,20 +139,30 @@ class EraseNet(nn.Module):
 
     def forward(self, x: Tensor, weight: Tensor, pooled: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """The correction Erase(x) - x to add: (B, L, D) and (B, P) or None, both in normalised units."""
-        change, pooled_change = self.predict(x, weight, pooled)
-        change = _weighed(change, self.concept_basis)
-        return change, None if pooled_change is None else _weighed(pooled_change, self.pooled_concept_basis)
+        return self._written(
+            x,
+            weight,
+            pooled,
+            # Applied to the basis and not to every row, which would cost as much as a layer.
+            _weighed(self.basis, self.concept_basis),
+            None if self.pooled_basis is None else _weighed(self.pooled_basis, self.pooled_concept_basis),
+        )
 
     def predict(self, x: Tensor, weight: Tensor, pooled: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """f'(x) - x, shapes as in :meth:`forward`: what training fits to the anchors."""
+        return self._written(x, weight, pooled, self.basis, self.pooled_basis)
+
+    def _written(self, x, weight, pooled, basis, pooled_basis) -> tuple[Tensor, Tensor | None]:
+        """What the heads say inside the subspaces less what the input has there, along the rows of the given bases."""
         rows, prompt = self.trunk(x, weight, pooled)
-        change = (self.head(rows) - x @ self.basis.T) @ self.basis
+        change = (self.head(rows) - x @ self.basis.T) @ basis
         if self.pooled_head is None:
             return change, None
-        return change, (self.pooled_head(prompt) - pooled @ self.pooled_basis.T) @ self.pooled_basis
+        return change, (self.pooled_head(prompt) - pooled @ self.pooled_basis.T) @ pooled_basis
 
 
-def _weighed(change: Tensor, basis: Tensor | None) -> Tensor:
-    if basis is None:
-        return change
-    return OUTSIDE * change + (INSIDE - OUTSIDE) * (change @ basis.T) @ basis
+def _weighed(basis: Tensor, concepts: Tensor | None) -> Tensor:
+    """The basis (R, D) with its part inside the concepts' directions (C, D) and its part outside in their shares."""
+    if concepts is None:
+        return basis
+    return OUTSIDE * basis + (INSIDE - OUTSIDE) * (basis @ concepts.T) @ concepts
