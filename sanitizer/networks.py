@@ -143,7 +143,7 @@ class EraseNet(nn.Module):
             x,
             weight,
             pooled,
-            # Applied to the basis and not to every row, which would cost as much as a layer.
+            # Applied to the basis and not to every row, which would take three more passes over the rows.
             _weighed(self.basis, self.concept_basis),
             None if self.pooled_basis is None else _weighed(self.pooled_basis, self.pooled_concept_basis),
         )
