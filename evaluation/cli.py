@@ -1,4 +1,5 @@
-"""The command line: `run` measures all methods on all prompt sets, `attack` attacks one sanitizer."""
+"""The command line: `run` measures all methods on all prompt sets, `attack` attacks one sanitizer, `memory` measures
+what training takes."""
 
 import argparse
 import sys
@@ -41,6 +42,11 @@ def build_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
 
         attacks.add_arguments(attack)
         attack.set_defaults(main=attacks.main)
+    memory = commands.add_parser("memory", help="train on a stand-in for a wide encoder and print the peak memory")
+    memory.add_argument("--width", type=_positive, default=4096, help="channels (4096)")
+    memory.add_argument("--rows", type=_positive, default=256, help="rows of every prompt (256)")
+    memory.add_argument("--examples", type=_positive, help="training prompts (the full set)")
+    memory.set_defaults(main=memory_command)
     return parser
 
 
@@ -117,6 +123,13 @@ def run_command(options: argparse.Namespace) -> int:
     report = write_report(measured, facts, options.output, options.show_prompts, clock)
     print(f"{report}: written. {clock.minutes:.1f} minutes.", file=sys.stderr)
     return 0
+
+
+def memory_command(options: argparse.Namespace) -> int:
+    """`memory`: see evaluation/memory.py."""
+    from . import memory
+
+    return memory.main(options)
 
 
 def choose_methods(names: str) -> dict[str, Callable]:

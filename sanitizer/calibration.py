@@ -130,5 +130,4 @@ def _slope(harmless: Tensor, unsafe: Tensor) -> Tensor:
 
 def _logits(net, encodings: Encodings, index: Sequence[int]) -> Tensor:
     """(3, N, K): of net, highest token and probe."""
-    batches = (encodings.batch(index[first : first + 256]) for first in range(0, len(index), 256))
-    return torch.cat([net.parts(*batch)[1] for batch in batches], dim=1)
+    return torch.cat([net.parts(*batch)[1] for batch in encodings.batches(index)], dim=1)

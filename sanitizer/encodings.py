@@ -1,7 +1,7 @@
 """The training prompts' encodings, kept compactly. N prompts, R kept rows in all, D channels, P pooled channels."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,8 +14,13 @@ from .networks import summary
 BATCH = 64
 SORTED_BATCHES = 16
 """Prompts are encoded in order of length within so many batches, which saves padding."""
-SUMMARISED = 512
-"""Prompts summarised at once."""
+READ = 256
+"""Prompts read from the set at once, where all of them are read."""
+VALUES = 2**25
+"""Values of a float32 tensor of rows, above which fewer prompts are encoded or read at once: several such tensors are
+in use at a time, and a wide encoder's would take gigabytes."""
+TYPICAL_ROWS = 256
+"""Rows of a wide encoder's prompt, for the number of prompts to encode at once."""
 PADDING_ROWS = 8
 """Padding rows kept of a prompt, evenly spaced, the last one among them; each stands for several."""
 MEMORY = 3 * 2**29
@@ -82,11 +87,19 @@ class Encodings:
         pooled = None if self.pooled is None else self.pooled[list(index)].to(device, torch.float32)
         return x.to(device, torch.float32), weight.to(device), pooled
 
+    def batches(
+        self, index: Sequence[int] | None = None, device: str | torch.device = "cpu"
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+        """The given prompts in their order, None for all, as :meth:`batch` gives them."""
+        index = range(len(self)) if index is None else index
+        longest = int((self.start[1:] - self.start[:-1]).max()) if len(self) else 0
+        size = max(1, min(READ, VALUES // max(1, longest * self.rows.shape[1])))
+        for first in range(0, len(index), size):
+            yield self.batch(index[first : first + size], device)
+
     def summaries(self, index: Sequence[int] | None = None, device: str | torch.device = "cpu") -> Tensor:
         """(N, 2 D + P) of the given prompts, None for all: see :func:`networks.summary`."""
-        index = range(len(self)) if index is None else index
-        parts = (index[first : first + SUMMARISED] for first in range(0, len(index), SUMMARISED))
-        return torch.cat([summary(*self.batch(part, device)) for part in parts])
+        return torch.cat([summary(*batch) for batch in self.batches(index, device)])
 
 
 def kept_rows(tokens: Sequence[str], mask: Sequence[bool]) -> tuple[list[int], list[float]]:
@@ -121,6 +134,11 @@ def kept_rows(tokens: Sequence[str], mask: Sequence[bool]) -> tuple[list[int], l
     return places, weights
 
 
+def batch_size(width: int) -> int:
+    """Prompts to encode at once with an encoder of so many channels."""
+    return max(1, min(BATCH, VALUES // (TYPICAL_ROWS * width)))
+
+
 def encode_all(
     encoder: TextEncoder,
     prompts: Sequence[str],
@@ -134,20 +152,21 @@ def encode_all(
     Stops early, on a batch's edge, once `memory` bytes are kept. A given normaliser is used as it is.
     """
     rows, weights, pooled, tokens, kept, used = [], [], [], [], [], 0
-    span = BATCH * SORTED_BATCHES
+    size = batch_size(encoder.fingerprint.width)
+    span = size * SORTED_BATCHES
     for first in range(0, len(prompts), span):
         part = list(range(first, min(first + span, len(prompts))))
         order = sorted(part, key=lambda i: len(prompts[i]))
         found: dict[int, tuple] = {}
-        for at in range(0, len(order), BATCH):
-            index = order[at : at + BATCH]
+        for at in range(0, len(order), size):
+            index = order[at : at + size]
             encoding = encoder.encode([prompts[i] for i in index])
             _check_encoding(encoder, encoding, len(index))
             if normaliser is None:
                 # Statistics want variety: an extra batch from all over the first span.
                 sample = part[:: max(1, len(part) // (2 * BATCH))][: 2 * BATCH]
                 normaliser = measure(
-                    [encoder.encode([prompts[i] for i in sample[s : s + BATCH]]) for s in range(0, len(sample), BATCH)]
+                    [encoder.encode([prompts[i] for i in sample[s : s + size]]) for s in range(0, len(sample), size)]
                 )
             for i, item in zip(index, _keep(encoding, normaliser), strict=True):
                 found[i] = item

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from .concepts import Concept
 from .encoders.base import Encoding, TextEncoder
-from .encodings import BATCH, Encodings, Progress
+from .encodings import Encodings, Progress, batch_size
 from .model import EmbeddingSanitizer, Sanitized
 from .networks import summary
 from .pairs import Prompt, PromptGenerator
@@ -184,16 +184,16 @@ def make_report(
 
 
 def _measure(sanitizer, encoder: TextEncoder, texts: Sequence[str], progress: Progress) -> _Measured:
-    parts = []
+    parts, size = [], batch_size(sanitizer.width)
     with torch.inference_mode():
-        for first in range(0, len(texts), BATCH):
-            e = encoder.encode(texts[first : first + BATCH])
+        for first in range(0, len(texts), size):
+            e = encoder.encode(texts[first : first + size])
             out = sanitizer.sanitize(e.rows, e.mask, e.pooled)
             same = bit_identical(e, out)
             before = _summaries(sanitizer, e.rows, e.mask, e.pooled)
             after = _summaries(sanitizer, out.rows, e.mask, out.pooled)
             parts.append((out.scores.prompt, out.fired, same.cpu(), before, after))
-            progress("report", min(first + BATCH, len(texts)), len(texts), {})
+            progress("report", min(first + size, len(texts)), len(texts), {})
     return _Measured(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 

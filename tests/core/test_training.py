@@ -3,9 +3,10 @@
 import pytest
 import torch
 
+from sanitizer import encodings
 from sanitizer.concepts import load_concepts, parse_custom_concept
 from sanitizer.encoders import Encoding
-from sanitizer.encodings import encode_all
+from sanitizer.encodings import batch_size, encode_all
 from sanitizer.errors import SanitizerError
 from sanitizer.probes import Probe, area_under_curve, caught_at
 from sanitizer.report import Report
@@ -95,6 +96,21 @@ def test_encodings_stay_within_their_memory(tiny_encoder):
     # It stops on the edge of the span that reached the limit.
     one_span = 1024 * 24 * 64 * 2
     assert kept.rows.numel() * 2 < limit + one_span
+
+
+def test_a_wide_encoder_is_encoded_and_read_in_smaller_parts(tiny_encoder, monkeypatch):
+    """Parts of one size would take gigabytes of a wide encoder's rows."""
+    assert (batch_size(384), batch_size(4096), batch_size(10**9)) == (64, 32, 1)
+    texts = [f"prompt {i} of {'several ' * (i % 7)}words" for i in range(300)]
+    kept = encode_all(tiny_encoder("causal"), texts, quiet)
+    whole = kept.summaries()
+    # A few prompts at once instead of hundreds.
+    monkeypatch.setattr(encodings, "VALUES", 4 * 24 * 64)
+    parts = [x for x, _, _ in kept.batches()]
+    assert sum(map(len, parts)) == 300
+    assert all(x.numel() <= encodings.VALUES for x in parts)
+    assert torch.allclose(kept.summaries(), whole, atol=1e-5)
+    assert torch.allclose(kept.summaries([7, 3]), whole[[7, 3]], atol=1e-5)
 
 
 def test_dead_channels_are_left_alone(tiny_encoder, tiny_concept):
