@@ -111,10 +111,11 @@ def kept_rows(tokens: Sequence[str], mask: Sequence[bool]) -> tuple[list[int], l
     """
     places: list[int] = []
     weights: list[float] = []
-    step = max(1, math.ceil(len(tokens) / PADDING_ROWS))
     at = 0
     visible = [i for i, seen in enumerate(mask) if seen]
     length = (visible[-1] + 1) if visible else 0
+    # Of the visible rows: beside a longer prompt in the batch a prompt has more rows, which are masked.
+    step = max(1, math.ceil(length / PADDING_ROWS))
     while at < length:
         end = at
         while end < length and bool(tokens[end]) == bool(tokens[at]):
@@ -124,7 +125,7 @@ def kept_rows(tokens: Sequence[str], mask: Sequence[bool]) -> tuple[list[int], l
             weights += [weight] * len(run)
         else:
             rest = [i for i in range(at + 1, end) if mask[i]]
-            chosen = [i for i in rest if (len(tokens) - 1 - i) % step == 0] or rest[-1:]
+            chosen = [i for i in rest if (length - 1 - i) % step == 0] or rest[-1:]
             run = ([at] if mask[at] else []) + chosen
             weights += (
                 ([1.0] if mask[at] else []) + [len(rest) / len(chosen)] * len(chosen) if chosen else [1.0] * len(run)

@@ -59,6 +59,11 @@ def test_padding_places_do_not_depend_on_the_prompt_so_that_pairs_align():
     assert [p for p in one if p > 10] == [p for p in two if p > 10]
 
 
+def test_kept_rows_are_the_same_beside_a_longer_prompt():
+    tokens, mask = ["", *["w"] * 30, *[""] * 46], [True] * 77
+    assert kept_rows(tokens + [""] * 77, mask + [False] * 77) == kept_rows(tokens, mask)
+
+
 def test_masked_rows_are_not_kept():
     places, weights = kept_rows(["", "a", "", "", ""], [True, True, True, False, False])
     assert places == [0, 1, 2] and weights == [1, 1, 1]
