@@ -92,8 +92,7 @@ class Encodings:
     ) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
         """The given prompts in their order, None for all, as :meth:`batch` gives them."""
         index = range(len(self)) if index is None else index
-        longest = int((self.start[1:] - self.start[:-1]).max()) if len(self) else 0
-        size = max(1, min(READ, VALUES // max(1, longest * self.rows.shape[1])))
+        size = _at_once(READ, int(self.start.diff().max()) * self.rows.shape[1])
         for first in range(0, len(index), size):
             yield self.batch(index[first : first + size], device)
 
@@ -137,7 +136,12 @@ def kept_rows(tokens: Sequence[str], mask: Sequence[bool]) -> tuple[list[int], l
 
 def batch_size(width: int) -> int:
     """Prompts to encode at once with an encoder of so many channels."""
-    return max(1, min(BATCH, VALUES // (TYPICAL_ROWS * width)))
+    return _at_once(BATCH, TYPICAL_ROWS * width)
+
+
+def _at_once(most: int, values: int) -> int:
+    """How many prompts of so many values each stay within VALUES, `most` at most and one at least."""
+    return max(1, min(most, VALUES // max(1, values)))
 
 
 def encode_all(
