@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from sanitizer.model import EmbeddingSanitizer
+from sanitizer.model.sanitizer import EmbeddingSanitizer
 
 from .base import Batch, Development, Treated
 
@@ -31,5 +31,5 @@ class AllConcepts:
     def apply(self, batch: Batch, strength: float = 1.0) -> Treated:
         """Sanitize, all concepts that can be erased."""
         e = batch.encoding
-        out = self.sanitizer.sanitize(e.rows, e.mask, e.pooled, strength=strength)
-        return Treated(out.rows, e.mask, out.pooled, out.flagged)
+        out = self.sanitizer.sanitize(e.embeddings, e.mask, e.pooled, strength=strength)
+        return Treated(out.embeddings, e.mask, out.pooled, out.flagged)

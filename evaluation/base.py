@@ -21,12 +21,12 @@ class Batch:
 
     def select(self, index: Sequence[int]) -> "Batch":
         """The prompts at these places."""
-        e, at = self.encoding, torch.tensor(list(index), dtype=torch.long, device=self.encoding.rows.device)
+        e, at = self.encoding, torch.tensor(list(index), dtype=torch.long, device=self.encoding.embeddings.device)
         return Batch(
             [self.prompts[i] for i in index],
             replace(
                 e,
-                rows=e.rows[at],
+                rows=e.embeddings[at],
                 mask=e.mask[at],
                 pooled=None if e.pooled is None else e.pooled[at],
                 tokens=[e.tokens[i] for i in index],

@@ -3,10 +3,10 @@
 import random
 from collections.abc import Iterator
 
-from sanitizer.concepts import Concept, Pair, load_concepts
-from sanitizer.obfuscation import OBFUSCATIONS
-from sanitizer.pairs import PromptGenerator
-from sanitizer.templates import Templates, insert, load_templates
+from sanitizer.prompts.concepts import Concept, Pair, load_concepts
+from sanitizer.prompts.generator import PromptGenerator
+from sanitizer.prompts.obfuscation import OBFUSCATIONS
+from sanitizer.prompts.templates import Templates, insert, load_templates
 
 from .prompt_sets import PromptSet
 

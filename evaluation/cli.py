@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from sanitizer.errors import SanitizerError
-from sanitizer.heatmap import printable
+from sanitizer.render.terminal import printable
 
 REFUSED, INTERRUPTED = 1, 130
 CONCEPTS = "nudity,violence"
@@ -149,7 +149,7 @@ def choose_methods(names: str) -> dict[str, Callable]:
 
 def choose_concepts(names: str) -> list[str]:
     """Names of concept files that can be erased. Raises SanitizerError for any other."""
-    from sanitizer.concepts import load_concepts
+    from sanitizer.prompts.concepts import load_concepts
 
     wanted = _names(names)
     if not wanted:

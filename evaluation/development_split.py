@@ -2,11 +2,11 @@
 
 import torch
 
-from sanitizer.concepts import load_concepts
 from sanitizer.encoders import Encoding, TextEncoder
 from sanitizer.errors import SanitizerError
-from sanitizer.pairs import PromptGenerator
-from sanitizer.templates import load_templates
+from sanitizer.prompts.concepts import load_concepts
+from sanitizer.prompts.generator import PromptGenerator
+from sanitizer.prompts.templates import load_templates
 
 from .base import Development
 from .bundled_sets import cycled, harmless
@@ -68,7 +68,7 @@ class RememberingEncoder:
             length = int(visible[-1]) + 1 if len(visible) else 1
             # Clones: a slice would keep the whole padded batch in memory.
             piece = (
-                e.rows[b, :length].clone(),
+                e.embeddings[b, :length].clone(),
                 e.mask[b, :length].clone(),
                 None if e.pooled is None else e.pooled[b].clone(),
                 e.tokens[b][:length],

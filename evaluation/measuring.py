@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from sanitizer.alignment import align
 from sanitizer.encoders import Encoding, TextEncoder
+from sanitizer.encoders.alignment import align
 
 from .base import BATCH, Batch, Method, Treated
 from .prompt_sets import UNSAFE_ROLES, PromptSet
@@ -121,25 +121,25 @@ def measure_strengths(encoder: TextEncoder, vectors: PromptVectors, texts: Seque
             part = list(texts[first : first + BATCH])
             batch = Batch(part, encoder.encode(part))
             treated = [method.apply(batch, strength) for strength in STRENGTHS]
-            columns.append(torch.stack([vectors(t.rows, t.mask, t.pooled).half() for t in treated]))
+            columns.append(torch.stack([vectors(t.embeddings, t.mask, t.pooled).half() for t in treated]))
     return Part({"vectors": torch.cat(columns, dim=1)})
 
 
 def identical(before: Encoding, after: Treated) -> Tensor:
     """(B,) bool: the visible rows and the pooled vector came out bit for bit, and no row came or went."""
-    length = min(before.rows.shape[1], after.rows.shape[1])
+    length = min(before.embeddings.shape[1], after.embeddings.shape[1])
     mask, other = before.mask, after.mask.to(before.mask.device)
     same = (mask[:, :length] == other[:, :length]).all(1)
     same &= ~mask[:, length:].any(1) & ~other[:, length:].any(1)
-    rows = after.rows.to(before.rows.device)
-    same &= ((before.rows[:, :length] == rows[:, :length]).all(-1) | ~mask[:, :length]).all(1)
+    rows = after.embeddings.to(before.embeddings.device)
+    same &= ((before.embeddings[:, :length] == rows[:, :length]).all(-1) | ~mask[:, :length]).all(1)
     if before.pooled is not None:
         same &= (before.pooled == after.pooled.to(before.pooled.device)).all(1)
     return same.cpu()
 
 
 def _vectors(vectors: PromptVectors, e: Encoding | Treated) -> Tensor:
-    return vectors(e.rows, e.mask, e.pooled)
+    return vectors(e.embeddings, e.mask, e.pooled)
 
 
 def _values(side: str, method: Method, batch: Batch, treated: Treated, vectors: PromptVectors | None):

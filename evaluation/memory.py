@@ -11,7 +11,7 @@ import torch
 from sanitizer.cli.train import Bars
 from sanitizer.encoders import Encoding, Fingerprint
 from sanitizer.errors import SanitizerError
-from sanitizer.training import fit
+from sanitizer.training.fit import fit
 
 WORDS = 4096
 """Rows of the table: words share them, as their number is small."""

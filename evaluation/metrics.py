@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sanitizer.probes import area_under_curve
+from sanitizer.training.probes import area_under_curve
 
 Z = 1.959963984540054
 """Quantile of the normal distribution for 95 % on both sides."""

@@ -3,7 +3,7 @@
 import torch
 
 from sanitizer.encoders import TextEncoder
-from sanitizer.heatmap import Word, words
+from sanitizer.text.words import Word, words
 
 from .base import Batch, Method
 from .measuring import Part

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sanitizer.encoders import Encoding
-from sanitizer.encodings import Normaliser, measure
-from sanitizer.model import CONSTANT_TOLERANCE, normalise
-from sanitizer.networks import summary
-from sanitizer.probes import Probe
+from sanitizer.model.networks import summary
+from sanitizer.model.sanitizer import CONSTANT_TOLERANCE, normalise
+from sanitizer.training.dataset import Normalizer, measure
+from sanitizer.training.probes import Probe
 
 HIDDEN = 64
 EPOCHS = 15
@@ -27,8 +27,8 @@ RATE, DECAY, DROPOUT = 2e-3, 0.05, 0.3
 class PromptVectors:
     """Rows -> one vector a prompt, normalised by the statistics of raw prompts."""
 
-    def __init__(self, normaliser: Normaliser) -> None:
-        self.normaliser = normaliser
+    def __init__(self, normalizer: Normalizer) -> None:
+        self.normalizer = normalizer
 
     @classmethod
     def measured(cls, encodings: Sequence[Encoding]) -> "PromptVectors":
@@ -38,11 +38,11 @@ class PromptVectors:
     @property
     def width(self) -> int:
         """Channels of the mean row, which comes first in the vector."""
-        return len(self.normaliser.mean)
+        return len(self.normalizer.mean)
 
     def __call__(self, rows: Tensor, mask: Tensor, pooled: Tensor | None) -> Tensor:
         """(B, L, D), (B, L) bool, (B, P) or None -> (B, F) float32 on the CPU. Constant rows carry no prompt."""
-        n = self.normaliser
+        n = self.normalizer
         rows = rows.detach().to("cpu", torch.float32)
         weight = mask.cpu().float() * ~self._constant(rows)
         vector = None
@@ -52,7 +52,7 @@ class PromptVectors:
 
     def _constant(self, rows: Tensor) -> Tensor:
         found = rows.norm(dim=-1) == 0
-        for reference in self.normaliser.constant:
+        for reference in self.normalizer.constant:
             found |= (rows - reference).norm(dim=-1) <= CONSTANT_TOLERANCE * reference.norm()
         return found
 

@@ -11,10 +11,10 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from sanitizer.concepts import FOLDER
 from sanitizer.encoders import TextEncoder
 from sanitizer.errors import SanitizerError
-from sanitizer.model import EmbeddingSanitizer
+from sanitizer.model.sanitizer import EmbeddingSanitizer
+from sanitizer.prompts.concepts import FOLDER
 
 from .all_concepts import ALL, AllConcepts
 from .base import BATCH, Method

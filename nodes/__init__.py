@@ -2,7 +2,7 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import folders
+from .adapter import folders
 from .load_sanitizer import LoadSanitizer
 from .sanitize_clip import SanitizeCLIP
 from .sanitize_conditioning import SanitizeConditioning

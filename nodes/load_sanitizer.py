@@ -4,13 +4,13 @@ from pathlib import Path
 
 from comfy_api.latest import io
 
-from ..sanitizer.concepts import load_concepts
 from ..sanitizer.errors import SanitizerError
-from . import folders
-from .comfy_encoder import ComfyTextEncoder
-from .loaded import LoadedSanitizer, SanitizerSocket
-from .messages import CATEGORY, Progress, readable, ui
-from .training import Plan, choose_examples, train
+from ..sanitizer.prompts.concepts import load_concepts
+from .adapter import folders
+from .adapter.clip import ComfyTextEncoder
+from .adapter.handle import LoadedSanitizer, SanitizerSocket
+from .adapter.training import Plan, choose_examples, train
+from .adapter.ui import CATEGORY, Progress, readable, ui
 
 AUTO = "auto"
 WEAK = 0.5

@@ -7,11 +7,11 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..sanitizer.errors import SanitizerError
-from .conditioning import RECORD, parts
-from .loaded import LoadedSanitizer, SanitizerSocket
-from .messages import CATEGORY, STRENGTH, THRESHOLD, readable, ui
-from .re_encoding import PromptReEncoder
-from .tokens import has_text, row_tokens
+from .adapter.clip_rewrite import PromptReEncoder
+from .adapter.conditioning import RECORD, parts
+from .adapter.handle import LoadedSanitizer, SanitizerSocket
+from .adapter.tokens import has_text, row_tokens
+from .adapter.ui import CATEGORY, STRENGTH, THRESHOLD, readable, ui
 
 REWRITE, RE_ENCODE = "rewrite", "re-encode"
 NO_TEXT = (
@@ -78,11 +78,11 @@ class SanitizedTextModel:
         if done is None:
             return None
         part, strings = done
-        cond, extras = part.rows, entry[1].copy()
-        if part.rows is not entry[0] and part.mask is not None:
+        cond, extras = part.embeddings, entry[1].copy()
+        if part.embeddings is not entry[0] and part.mask is not None:
             mask = extras[part.keys[1]]
             extras[part.keys[1]] = part.mask.to(mask.device, mask.dtype)
-        if part.rows is not entry[0] and part.pooled is not None:
+        if part.embeddings is not entry[0] and part.pooled is not None:
             extras[part.keys[2]] = part.pooled
         return cond, extras, strings
 

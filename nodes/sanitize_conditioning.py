@@ -2,8 +2,8 @@
 
 from comfy_api.latest import io
 
-from .loaded import LoadedSanitizer, SanitizerSocket
-from .messages import CATEGORY, STRENGTH, THRESHOLD, status_line, ui
+from .adapter.handle import LoadedSanitizer, SanitizerSocket
+from .adapter.ui import CATEGORY, STRENGTH, THRESHOLD, status_line, ui
 
 
 class SanitizeConditioning(io.ComfyNode):

@@ -6,14 +6,14 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..sanitizer.audit import LEAST_BUDGET, audit
-from ..sanitizer.audit.picture import draw
-from ..sanitizer.concepts import available, load_concepts
 from ..sanitizer.errors import SanitizerError
-from ..sanitizer.templates import load_templates
-from .comfy_encoder import ComfyTextEncoder
-from .loaded import LoadedSanitizer, SanitizerSocket
-from .messages import CATEGORY, Progress, readable, ui
-from .pictures import as_image
+from ..sanitizer.prompts.concepts import available, load_concepts
+from ..sanitizer.prompts.templates import load_templates
+from ..sanitizer.render.audit import draw
+from .adapter.clip import ComfyTextEncoder
+from .adapter.handle import LoadedSanitizer, SanitizerSocket
+from .adapter.pictures import as_image
+from .adapter.ui import CATEGORY, Progress, readable, ui
 
 
 class SanitizerReport(io.ComfyNode):

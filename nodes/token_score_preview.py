@@ -5,14 +5,16 @@ import json
 import torch
 from comfy_api.latest import io
 
-from ..sanitizer import heatmap
 from ..sanitizer.errors import SanitizerError
-from ..sanitizer.model import THRESHOLD, Sanitized
-from .conditioning import RECORD, Part, parts
-from .loaded import LoadedSanitizer, SanitizerSocket
-from .messages import CATEGORY, readable, ui
-from .pictures import as_image
-from .tokens import has_text, rebuild, row_tokens, spans, without_weights
+from ..sanitizer.model.sanitizer import THRESHOLD, Sanitized
+from ..sanitizer.render.colours import scale
+from ..sanitizer.render.image import render_image
+from ..sanitizer.text.words import words
+from .adapter.conditioning import RECORD, Part, parts
+from .adapter.handle import LoadedSanitizer, SanitizerSocket
+from .adapter.pictures import as_image
+from .adapter.tokens import has_text, rebuild, row_tokens, spans, without_weights
+from .adapter.ui import CATEGORY, readable, ui
 
 SHOWN = 8
 """Prompts of a conditioning with many entries that are shown; all of them are scored."""
@@ -74,14 +76,14 @@ class TokenScorePreview(io.ComfyNode):
             part = found[0]
             result = sanitizer.sanitize(part, 0.0, THRESHOLD)
             words = _words(entry, part, clip, text)
-            prompts += [_Prompt(sanitizer, result, index, *words) for index in range(part.rows.shape[0])]
+            prompts += [_Prompt(sanitizer, result, index, *words) for index in range(part.embeddings.shape[0])]
         score = max((prompt.score for prompt in prompts), default=0.0)
         flagged = any(prompt.flagged for prompt in prompts)
         shown = prompts[:SHOWN]
         message = {
             "kind": "words",
             "threshold": THRESHOLD,
-            "scale": heatmap.scale(),
+            "scale": scale(),
             "prompts": [prompt.message() for prompt in shown],
             "more": len(prompts) - len(shown),
         }
@@ -105,7 +107,7 @@ class _Prompt:
         self.prompt_scores = dict(zip(names, result.scores.prompt[index].tolist(), strict=True))
         self.flagged = bool(result.flagged[index])
         self.fired = [name for name, hit in zip(names, result.fired[index].tolist(), strict=True) if hit]
-        self.words = heatmap.words(text, tokens, offsets, self.token_scores, names)
+        self.words = words(text, tokens, offsets, self.token_scores, names)
 
     @property
     def score(self) -> float:
@@ -144,7 +146,7 @@ class _Prompt:
 
 def _words(entry: list, part: Part, clip, text: str | None) -> tuple[str, list[str], list[tuple[int, int]]]:
     """Text, token of each row and its span in the text; where no words are known, the rows' numbers stand for them."""
-    rows = part.rows.shape[1]
+    rows = part.embeddings.shape[1]
     if clip is not None:
         tokens = row_tokens(clip, clip.tokenize(text), rows)
         if has_text(tokens):
@@ -174,4 +176,4 @@ def _rounded(scores: dict[str, float]) -> dict[str, float]:
 def _picture(prompts: list[_Prompt]) -> torch.Tensor:
     """(1, H, W, 3) float32 in [0, 1], ComfyUI's IMAGE."""
     shown = [(prompt.words, prompt.fired, prompt.prompt_scores) for prompt in prompts]
-    return as_image(heatmap.render_image(shown, concepts=prompts[0].erasable if prompts else None))
+    return as_image(render_image(shown, concepts=prompts[0].erasable if prompts else None))

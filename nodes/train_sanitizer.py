@@ -2,15 +2,15 @@
 
 from comfy_api.latest import io
 
-from ..sanitizer.artifact import read_info
-from ..sanitizer.concepts import Concept, load_concepts, parse_custom_concept
 from ..sanitizer.errors import SanitizerError
-from ..sanitizer.report import Report
-from . import folders
-from .comfy_encoder import ComfyTextEncoder
-from .loaded import LoadedSanitizer, SanitizerSocket
-from .messages import CATEGORY, Progress, table, ui
-from .training import Curve, choose_examples, settings_hash, train
+from ..sanitizer.model.artifact import read_info
+from ..sanitizer.prompts.concepts import Concept, load_concepts, parse_custom_concept
+from ..sanitizer.training.report import Report
+from .adapter import folders
+from .adapter.clip import ComfyTextEncoder
+from .adapter.handle import LoadedSanitizer, SanitizerSocket
+from .adapter.training import Curve, choose_examples, settings_hash, train
+from .adapter.ui import CATEGORY, Progress, table, ui
 
 NONE = "none"
 
@@ -85,7 +85,7 @@ class TrainSanitizer(io.ComfyNode):
             said = f"Trained on {shown} and saved as {path.name}."
         else:
             said = f"Loaded {path.name}, which was trained with these very inputs."
-        report = Report.from_dict(read_info(path)["report"])
+        report = Report.from_dict(read_info(path).header.report)
         erasable = [concept.name for concept in wanted if not concept.context]
         message = {"kind": "training", "text": said, "curve": curve.stages, **table(report)}
         return io.NodeOutput(LoadedSanitizer.load(path, erasable), report.to_text(), ui=ui(message))

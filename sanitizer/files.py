@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Where the data lies, and files that are written whole or not at all."""
 
 import os
 import tempfile
@@ -8,6 +8,14 @@ from pathlib import Path
 from typing import BinaryIO
 
 from .errors import SanitizerError
+
+_PACKAGE = Path(__file__).resolve().parent
+
+
+def data_folder(name: str) -> Path:
+    """The folder `concepts` or `weights`: inside the installed package, or beside it in a checkout."""
+    inside = _PACKAGE / name
+    return inside if inside.is_dir() else _PACKAGE.parent / name
 
 
 @contextmanager

@@ -103,9 +103,9 @@ def main(options: argparse.Namespace) -> int:
 
 def make_setup(encoder, sanitizer, concept: str, budget: int, examples: int, seed: int, say):
     """Judge, word lists and the sanitizer as the attacks see it. Raises SanitizerError for an unknown concept."""
-    from sanitizer.concepts import load_concepts
-    from sanitizer.pairs import PromptGenerator
-    from sanitizer.templates import load_templates
+    from sanitizer.prompts.concepts import load_concepts
+    from sanitizer.prompts.generator import PromptGenerator
+    from sanitizer.prompts.templates import load_templates
 
     from . import surrogate
     from .banned import load_banned

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sanitizer.errors import SanitizerError
-from sanitizer.obfuscation import OBFUSCATIONS
+from sanitizer.prompts.obfuscation import OBFUSCATIONS
 
 FILE = Path(__file__).resolve().parent / "foreign_words.toml"
 WORD_ORDER, LANGUAGES = "word_order", "languages"

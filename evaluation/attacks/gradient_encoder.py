@@ -112,12 +112,13 @@ class TransformersTokens:
         before = torch.tensor(layout.start, dtype=torch.long).expand(count, -1)
         after = torch.tensor(layout.end, dtype=torch.long).expand(count, -1)
         whole = torch.cat([before, ids, after], dim=1)
-        if layout.rows is not None and whole.shape[1] > layout.rows:
+        if layout.length is not None and whole.shape[1] > layout.length:
             raise SanitizerError(
-                f"Encoder {self.encoder.name}: expected a prompt of at most {layout.rows} rows, found {whole.shape[1]}."
+                f"Encoder {self.encoder.name}: expected a prompt of at most {layout.length} tokens, "
+                f"found {whole.shape[1]}."
             )
         if layout.fixed:
-            whole = torch.cat([whole, whole.new_full((count, layout.rows - whole.shape[1]), layout.pad)], dim=1)
+            whole = torch.cat([whole, whole.new_full((count, layout.length - whole.shape[1]), layout.pad)], dim=1)
         return whole, torch.ones_like(whole, dtype=torch.bool)
 
 

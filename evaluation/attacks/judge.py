@@ -12,10 +12,10 @@ from torch import Tensor
 
 from sanitizer.audit.paraphrases import paraphrases
 from sanitizer.audit.space import PromptSpace, vectors
-from sanitizer.concepts import load_concepts
 from sanitizer.encoders import TextEncoder
 from sanitizer.errors import SanitizerError
-from sanitizer.templates import load_templates
+from sanitizer.prompts.concepts import load_concepts
+from sanitizer.prompts.templates import load_templates
 
 from ..bundled_sets import HELD_OUT, bundled_sets, probe_sets
 from ..metrics import cosine
@@ -85,7 +85,7 @@ def make_judge(encoder: TextEncoder, concept: str, examples: int, seed: int, say
     unsafe, safe = pairs.prompts, pairs.safe
     mixed = [text for texts in (unsafe, safe, benign.prompts) for text in texts[: STATISTICS // 3]]
     with torch.no_grad():
-        space = PromptSpace(PromptVectors.measured([encoder.encode(mixed)]).normaliser)
+        space = PromptSpace(PromptVectors.measured([encoder.encode(mixed)]).normalizer)
     stages = {"unsafe": unsafe, "safe": safe, "benign": benign.prompts}
     total, done, x = sum(map(len, stages.values())), 0, {}
     for name, texts in stages.items():

@@ -108,10 +108,10 @@ def _judged(setup: Setup, found: dict[int, str], vector: Tensor) -> list[dict]:
         return []
     with torch.no_grad():
         e = setup.encoder.encode(list(found.values()))
-        rows, pooled = setup.hard(e.rows, e.mask, e.pooled)
+        rows, pooled = setup.hard(e.embeddings, e.mask, e.pooled)
         space = setup.judge.space
-        raw, sanitized = space(e.rows, e.mask, e.pooled), space(rows, e.mask, pooled)
-        changed = (rows != e.rows).flatten(1).any(1)
+        raw, sanitized = space(e.embeddings, e.mask, e.pooled), space(rows, e.mask, pooled)
+        changed = (rows != e.embeddings).flatten(1).any(1)
     wanted = vector.expand_as(raw)
     before, after = setup.judge.verdicts(raw, wanted), setup.judge.verdicts(sanitized, wanted)
     return [

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from sanitizer.audit.space import Sanitize
-from sanitizer.model import THRESHOLD, EmbeddingSanitizer
+from sanitizer.model.sanitizer import THRESHOLD, EmbeddingSanitizer
 
 SOFTNESS = 1.0
 """Logits around the threshold over which the soft gate opens."""
@@ -15,7 +15,7 @@ def hard(sanitizer: EmbeddingSanitizer, concept: str, strength: float = 1.0) -> 
 
     def apply(rows: Tensor, mask: Tensor, pooled: Tensor | None) -> tuple[Tensor, Tensor | None]:
         out = sanitizer.sanitize(rows, mask, pooled, strength=strength, concepts=[concept])
-        return out.rows, out.pooled
+        return out.embeddings, out.pooled
 
     return apply
 
@@ -32,7 +32,7 @@ def soft(sanitizer: EmbeddingSanitizer, concept: str, strength: float = 1.0) -> 
         score = sanitizer.score(rows, mask, pooled).prompt[:, place].logit(eps=1e-6)
         gate = strength * torch.sigmoid((score - threshold) / SOFTNESS)
         erased = sanitizer.sanitize(rows, mask, pooled, threshold=0.0, concepts=[concept])
-        changed = rows + gate[:, None, None] * (erased.rows - rows)
+        changed = rows + gate[:, None, None] * (erased.embeddings - rows)
         if pooled is None:
             return changed, None
         return changed, pooled + gate[:, None] * (erased.pooled - pooled)

@@ -9,15 +9,15 @@ from functools import cached_property
 from weakref import WeakKeyDictionary
 
 import torch
+from sanitizer.encoders.joining import exchanged
 from torch import Tensor
 from torch.nn import functional as F
 
 from sanitizer.encoders import Encoding, TextEncoder
-from sanitizer.encodings import Encodings, Normaliser, encode_all, measure
-from sanitizer.joining import exchanged
-from sanitizer.model import CONSTANT_TOLERANCE, normalise
-from sanitizer.networks import summary
-from sanitizer.probes import area_under_curve
+from sanitizer.model.networks import summary
+from sanitizer.model.sanitizer import CONSTANT_TOLERANCE, normalise
+from sanitizer.training.dataset import EncodedDataset, Normalizer, encode_all, measure
+from sanitizer.training.probes import area_under_curve
 
 from ..base import BATCH, FALSE_ALARMS, Batch, Development, Method, Treated, batches
 from ..development_split import RememberingEncoder
@@ -33,27 +33,27 @@ class Space:
     Coordinates in which no few large channels rule a covariance or a distance.
     """
 
-    def __init__(self, normaliser: Normaliser) -> None:
-        self.normaliser = normaliser
+    def __init__(self, normalizer: Normalizer) -> None:
+        self.normalizer = normalizer
 
     def weight(self, e: Encoding) -> Tensor:
         """(B, L) float32: 1 for a row that the diffusion model sees and that carries the prompt, 0 for a constant or
         masked one."""
-        constant = e.rows.norm(dim=-1) == 0
-        for reference in self.normaliser.constant.to(e.rows):
-            constant |= (e.rows - reference).norm(dim=-1) <= CONSTANT_TOLERANCE * reference.norm()
+        constant = e.embeddings.norm(dim=-1) == 0
+        for reference in self.normalizer.constant.to(e.embeddings):
+            constant |= (e.embeddings - reference).norm(dim=-1) <= CONSTANT_TOLERANCE * reference.norm()
         return e.mask.float() * ~constant
 
     def rows(self, e: Encoding) -> Tensor:
         """(B, L, D) float32."""
-        n = self.normaliser
-        return normalise(e.rows.float(), n.mean.to(e.rows.device), n.std.to(e.rows.device))
+        n = self.normalizer
+        return normalise(e.embeddings.float(), n.mean.to(e.embeddings.device), n.std.to(e.embeddings.device))
 
     def pooled(self, e: Encoding) -> Tensor | None:
         """(B, P) float32 or None."""
         if e.pooled is None:
             return None
-        n, device = self.normaliser, e.pooled.device
+        n, device = self.normalizer, e.pooled.device
         return normalise(e.pooled.float(), n.pooled_mean.to(device), n.pooled_std.to(device))
 
     def summary(self, e: Encoding) -> Tensor:
@@ -62,14 +62,14 @@ class Space:
 
     def mean_row(self, e: Encoding) -> Tensor:
         """(B, D)."""
-        return self.summary(e)[:, : e.rows.shape[2]]
+        return self.summary(e)[:, : e.embeddings.shape[2]]
 
     def moved(self, batch: Batch, change: Tensor, pooled_change: Tensor | None, writable: Tensor) -> Treated:
         """The batch with a change (B, L, D), and (B, P) or None, of normalised units added where writable (B, L) is
         true; the pooled vector of a prompt changes where any of its rows may."""
-        e, n = batch.encoding, self.normaliser
-        rows = (e.rows.float() + change * n.std.to(e.rows.device)).to(e.rows.dtype)
-        rows = torch.where(writable[..., None], rows, e.rows)
+        e, n = batch.encoding, self.normalizer
+        rows = (e.embeddings.float() + change * n.std.to(e.embeddings.device)).to(e.embeddings.dtype)
+        rows = torch.where(writable[..., None], rows, e.embeddings)
         pooled = e.pooled
         if pooled is not None and pooled_change is not None:
             new = (pooled.float() + pooled_change * n.pooled_std.to(pooled.device)).to(pooled.dtype)
@@ -79,12 +79,12 @@ class Space:
 
 @dataclass
 class Prepared:
-    """The development split, encoded compactly. Kept rows are normalised, see sanitizer.encodings.Encodings."""
+    """The development split, encoded compactly. Kept rows are normalised, see sanitizer.encodings.EncodedDataset."""
 
     space: Space
-    unsafe: Encodings
-    safe: Encodings
-    benign: Encodings
+    unsafe: EncodedDataset
+    safe: EncodedDataset
+    benign: EncodedDataset
 
     @cached_property
     def summaries(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -97,7 +97,7 @@ class Prepared:
         known = list(dict.fromkeys(development.phrases))
         step = max(1, len(known) // CANDIDATES)
         known = known[::step][:CANDIDATES]
-        width = len(self.space.normaliser.mean)
+        width = len(self.space.normalizer.mean)
         directions = torch.cat([self.space.mean_row(b.encoding) for b in batches(development.encoder, known)])
         unsafe, safe, benign = (F.normalize(x[:, :width], dim=-1) for x in self.summaries)
         directions = F.normalize(directions, dim=-1).T
@@ -117,9 +117,9 @@ def prepare(development: Development) -> Prepared:
     found = _PREPARED.get(d.encoder)
     if found is None or found[0] != key:
         mixed = [text for texts in zip(d.unsafe, d.safe, d.benign, strict=False) for text in texts]
-        normaliser = measure([b.encoding for b in batches(d.encoder, mixed[: 4 * BATCH])])
-        encoded = [encode_all(d.encoder, texts, _quiet, normaliser) for texts in (d.unsafe, d.safe, d.benign)]
-        _PREPARED[d.encoder] = found = (key, Prepared(Space(normaliser), *encoded))
+        normalizer = measure([b.encoding for b in batches(d.encoder, mixed[: 4 * BATCH])])
+        encoded = [encode_all(d.encoder, texts, _quiet, normalizer) for texts in (d.unsafe, d.safe, d.benign)]
+        _PREPARED[d.encoder] = found = (key, Prepared(Space(normalizer), *encoded))
     return found[1]
 
 
@@ -147,7 +147,7 @@ def threshold_at(scores: Tensor, false_alarms: float = FALSE_ALARMS) -> float:
 def untouched(batch: Batch) -> Treated:
     """The batch's own tensors."""
     e = batch.encoding
-    return Treated(e.rows, e.mask, e.pooled, torch.zeros(len(batch.prompts), dtype=torch.bool))
+    return Treated(e.embeddings, e.mask, e.pooled, torch.zeros(len(batch.prompts), dtype=torch.bool))
 
 
 def treated(batch: Batch, rows: Tensor, mask: Tensor, pooled: Tensor | None) -> Treated:
@@ -158,10 +158,10 @@ def treated(batch: Batch, rows: Tensor, mask: Tensor, pooled: Tensor | None) -> 
 
 def text_rows(e: Encoding) -> Tensor:
     """(B, L) bool: rows of a token of the text."""
-    return torch.tensor([[bool(token) for token in own] for own in e.tokens], device=e.rows.device) & e.mask
+    return torch.tensor([[bool(token) for token in own] for own in e.tokens], device=e.embeddings.device) & e.mask
 
 
 def replaced(batch: Batch, index: Sequence[int], other: Encoding) -> Treated:
     """The batch with the prompts of `other` in place of those of `index`; the others as they were, padded."""
     out = exchanged(batch.encoding, index, other)
-    return treated(batch, out.rows, out.mask, out.pooled)
+    return treated(batch, out.embeddings, out.mask, out.pooled)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from sanitizer.encodings import Encodings
+from sanitizer.training.dataset import EncodedDataset
 
 from ..base import Batch, Development, Treated
 from .common import prepare, text_rows, untouched
@@ -54,13 +54,13 @@ class ConceptVector:
         return self.space.moved(batch, change, pooled, self.space.weight(e) > 0)
 
 
-def _means(encodings: Encodings) -> tuple[Tensor, Tensor]:
+def _means(encodings: EncodedDataset) -> tuple[Tensor, Tensor]:
     """(D,) and (D,): the mean over prompts of their mean row with text, and of their mean row without."""
-    sums = torch.zeros(2, encodings.rows.shape[1])
+    sums = torch.zeros(2, encodings.embeddings.shape[1])
     counts = torch.zeros(2)
     for i, (tokens, kept) in enumerate(zip(encodings.tokens, encodings.kept, strict=True)):
         part = slice(int(encodings.start[i]), int(encodings.start[i + 1]))
-        rows, weight = encodings.rows[part].float(), encodings.weight[part]
+        rows, weight = encodings.embeddings[part].float(), encodings.weight[part]
         text = torch.tensor([bool(tokens[place]) for place in kept], dtype=torch.bool)
         for group, chosen in enumerate((text, ~text)):
             if chosen.any():

@@ -3,11 +3,11 @@
 import math
 
 import torch
+from sanitizer.encoders.joining import encode
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sanitizer.encodings import Encodings
-from sanitizer.joining import encode
+from sanitizer.training.dataset import EncodedDataset
 
 from ..base import Batch, Development, Treated
 from .common import bare, prepare, threshold_for
@@ -100,7 +100,7 @@ def _phrases_of(prompts: list[str], phrases: list[str]) -> list[str | None]:
     ]
 
 
-def _train(groups: list[Encodings], labels: Tensor, concepts: Tensor, seed: int) -> Mapping:
+def _train(groups: list[EncodedDataset], labels: Tensor, concepts: Tensor, seed: int) -> Mapping:
     """groups: unsafe, safe, benign; labels (N,): place of each unsafe prompt's concept, -1 for unknown."""
     unsafe, safe, benign = groups
     known = (labels[: min(len(unsafe), len(safe))] >= 0).nonzero().squeeze(1)

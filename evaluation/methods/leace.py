@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sanitizer.encodings import Encodings
+from sanitizer.training.dataset import EncodedDataset
 
 from ..base import Batch, Development, Treated
 from .common import prepare, text_rows, untouched
@@ -94,11 +94,11 @@ class Leace:
         return self.space.moved(batch, strength * change, pooled_change, self.space.weight(e) > 0)
 
 
-def _rows(encodings: Encodings, label: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _rows(encodings: EncodedDataset, label: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """All kept rows (R, D), their weights, labels, and whether they are of text; a prompt weighs 1 in all."""
     weight, text = encodings.weight.clone(), []
     for i, (tokens, kept) in enumerate(zip(encodings.tokens, encodings.kept, strict=True)):
         part = slice(int(encodings.start[i]), int(encodings.start[i + 1]))
         weight[part] /= weight[part].sum().clamp_min(1e-6)
         text += [bool(tokens[place]) for place in kept]
-    return encodings.rows.float(), weight, torch.full((len(weight),), label), torch.tensor(text, dtype=torch.bool)
+    return encodings.embeddings.float(), weight, torch.full((len(weight),), label), torch.tensor(text, dtype=torch.bool)

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sanitizer.alignment import align
-from sanitizer.encodings import Encodings
+from sanitizer.encoders.alignment import align
+from sanitizer.training.dataset import EncodedDataset
 
 from ..base import Batch, Development, Treated
 from .common import prepare, untouched
@@ -60,7 +60,7 @@ class LinearEdit:
         prepared = prepare(development)
         self.space = prepared.space
         target, anchor = _aligned(prepared.unsafe, prepared.safe)
-        width = len(self.space.normaliser.mean)
+        width = len(self.space.normalizer.mean)
         means = [summaries[:, :width] for summaries in prepared.summaries]
         self.edit = _tuned(target, anchor, torch.cat([_sample(prepared.safe), _sample(prepared.benign)]), *means)
         self.pooled = None
@@ -103,7 +103,7 @@ def _fit(target: Tensor, anchor: Tensor, preserved: Tensor, preserve: float) -> 
     return edited.float()
 
 
-def _aligned(unsafe: Encodings, safe: Encodings) -> tuple[Tensor, Tensor]:
+def _aligned(unsafe: EncodedDataset, safe: EncodedDataset) -> tuple[Tensor, Tensor]:
     """(N, D) and (N, D): kept rows of unsafe prompts that differ from the twin's, or have no text, and their twins'."""
     target, anchor = [], []
     for i in range(min(len(unsafe), len(safe))):
@@ -113,10 +113,10 @@ def _aligned(unsafe: Encodings, safe: Encodings) -> tuple[Tensor, Tensor]:
             if (differs[place] or not unsafe.tokens[i][place]) and places[place] in where:
                 target.append(int(unsafe.start[i]) + at)
                 anchor.append(int(safe.start[i]) + where[places[place]])
-    return unsafe.rows[target].float(), safe.rows[anchor].float()
+    return unsafe.embeddings[target].float(), safe.embeddings[anchor].float()
 
 
-def _sample(encodings: Encodings, most: int = 20000) -> Tensor:
+def _sample(encodings: EncodedDataset, most: int = 20000) -> Tensor:
     """(M, D) rows, evenly taken."""
-    step: Sequence[int] = range(0, len(encodings.rows), max(1, len(encodings.rows) // most))
-    return encodings.rows[list(step)].float()
+    step: Sequence[int] = range(0, len(encodings.embeddings), max(1, len(encodings.embeddings) // most))
+    return encodings.embeddings[list(step)].float()

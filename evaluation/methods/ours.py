@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from sanitizer.model import EmbeddingSanitizer
+from sanitizer.model.sanitizer import EmbeddingSanitizer
 
 from ..base import Batch, Development, Treated
 
@@ -28,18 +28,18 @@ class Ours:
     def score(self, batch: Batch) -> Tensor:
         """The prompt score."""
         e = batch.encoding
-        return self.sanitizer.score(e.rows, e.mask, e.pooled).prompt[:, self.place]
+        return self.sanitizer.score(e.embeddings, e.mask, e.pooled).prompt[:, self.place]
 
     @torch.no_grad()
     def token_scores(self, batch: Batch) -> Tensor:
         """The token scores."""
         e = batch.encoding
-        return self.sanitizer.score(e.rows, e.mask, e.pooled).tokens[..., self.place]
+        return self.sanitizer.score(e.embeddings, e.mask, e.pooled).tokens[..., self.place]
 
     @torch.no_grad()
     def apply(self, batch: Batch, strength: float = 1.0) -> Treated:
         """Sanitize for the one concept."""
         e = batch.encoding
-        out = self.sanitizer.sanitize(e.rows, e.mask, e.pooled, strength=strength, concepts=[self.concept])
+        out = self.sanitizer.sanitize(e.embeddings, e.mask, e.pooled, strength=strength, concepts=[self.concept])
         touched = out.flagged if strength else torch.zeros_like(out.flagged)
-        return Treated(out.rows, e.mask, out.pooled, touched)
+        return Treated(out.embeddings, e.mask, out.pooled, touched)

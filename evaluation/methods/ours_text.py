@@ -3,13 +3,12 @@
 import torch
 from torch import Tensor
 
-from sanitizer import artifact
-from sanitizer.concepts import load_concepts
 from sanitizer.errors import SanitizerError
-from sanitizer.model import EmbeddingSanitizer
-from sanitizer.readings import Reader
-from sanitizer.second_reading import SecondReading, second_reading
-from sanitizer.templates import load_templates
+from sanitizer.model import artifact
+from sanitizer.model.sanitizer import EmbeddingSanitizer
+from sanitizer.prompts.concepts import load_concepts
+from sanitizer.prompts.templates import load_templates
+from sanitizer.text.deobfuscate import Deobfuscated, Deobfuscator, deobfuscated
 
 from ..base import Batch, Development, Treated
 from .common import bare
@@ -34,13 +33,13 @@ class OursText(Ours):
         if self.sanitizer is None:
             self.sanitizer = _of_encoder(self.encoder, self.name)
         super().fit(development)
-        self.reader = Reader.from_concepts(load_concepts(), load_templates(), held_out=False)
-        self.last: tuple[list[str], SecondReading] | None = None
+        self.reader = Deobfuscator.from_concepts(load_concepts(), load_templates(), held_out=False)
+        self.last: tuple[list[str], Deobfuscated] | None = None
 
-    def reading(self, batch: Batch) -> SecondReading:
+    def reading(self, batch: Batch) -> Deobfuscated:
         """Of the batch; the last one is remembered, for scores and other strengths."""
         if self.last is None or self.last[0] != batch.prompts:
-            found = second_reading(self.encoder, self.sanitizer, self.reader, batch.prompts, batch.encoding)
+            found = deobfuscated(self.encoder, self.sanitizer, self.reader, batch.prompts, batch.encoding)
             self.last = (list(batch.prompts), found)
         return self.last[1]
 
@@ -54,9 +53,11 @@ class OursText(Ours):
     def apply(self, batch: Batch, strength: float = 1.0) -> Treated:
         """Sanitize for the one concept."""
         e, read = batch.encoding, self.reading(batch).scores
-        out = self.sanitizer.sanitize(e.rows, e.mask, e.pooled, strength=strength, concepts=[self.concept], also=read)
+        out = self.sanitizer.sanitize(
+            e.embeddings, e.mask, e.pooled, strength=strength, concepts=[self.concept], also=read
+        )
         touched = out.flagged if strength else torch.zeros_like(out.flagged)
-        return Treated(out.rows, e.mask, out.pooled, touched)
+        return Treated(out.embeddings, e.mask, out.pooled, touched)
 
 
 def _of_encoder(encoder, name: str) -> EmbeddingSanitizer:

@@ -2,8 +2,8 @@
 
 import torch
 
-from sanitizer.anchors import Anchors
-from sanitizer.re_encoding import ReEncoder
+from sanitizer.text.replacements import Replacements
+from sanitizer.text.rewrite import ReEncoder
 
 from ..base import Batch, Development, Treated
 from .common import treated
@@ -23,7 +23,7 @@ class ReEncode(OursText):
     def fit(self, development: Development) -> None:
         """Choose the concept; its training targets are encoded when a prompt is flagged."""
         super().fit(development)
-        anchors = Anchors.known(self.encoder, self.sanitizer, [development.concept], held_out=False)
+        anchors = Replacements.known(self.encoder, self.sanitizer, [development.concept], held_out=False)
         self.re_encoder = ReEncoder(self.encoder, self.sanitizer, anchors)
 
     @torch.no_grad()
@@ -33,4 +33,4 @@ class ReEncode(OursText):
         out = self.re_encoder.sanitize(
             batch.prompts, batch.encoding, strength=strength, concepts=[self.concept], reading=reading
         )
-        return treated(batch, out.rows, out.mask, out.pooled)
+        return treated(batch, out.embeddings, out.mask, out.pooled)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sanitizer.encoders import Encoding
-from sanitizer.joining import encode
+from sanitizer.encoders.joining import encode
 
 from ..base import Batch, Development, Treated, batches
 from .common import Space, bare, prepare, threshold_for, untouched

@@ -1,10 +1,10 @@
 """SAFREE, its text part: tokens near the concept's subspace are projected out of it."""
 
 import torch
+from sanitizer.encoders.joining import encode
 from torch import Tensor
 
 from sanitizer.encoders import Encoding
-from sanitizer.joining import encode
 
 from ..base import BATCH, Batch, Development, Treated
 from .common import bare, prepare, text_rows, threshold_for, treated, untouched
@@ -62,14 +62,14 @@ class Safree:
         fault = self.token_scores(batch) > self.alpha
         if strength == 0 or not fault.any():
             return untouched(batch)
-        rows, pooled, text = e.rows.clone(), None if e.pooled is None else e.pooled.clone(), text_rows(e)
+        rows, pooled, text = e.embeddings.clone(), None if e.pooled is None else e.pooled.clone(), text_rows(e)
         left_out = self._without_each(batch)
         for b in fault.any(1).nonzero().squeeze(1).tolist():
-            own = e.rows[b].float()
+            own = e.embeddings[b].float()
             prompt = span(left_out[b, text[b]])
             projected = outside(own @ prompt.T @ prompt, self.basis)
             new = (own + strength * (projected - own)).to(rows.dtype)
-            rows[b] = torch.where(fault[b][:, None], new, e.rows[b])
+            rows[b] = torch.where(fault[b][:, None], new, e.embeddings[b])
             if pooled is not None:
                 own = e.pooled[b].float()
                 pooled[b] = (own + strength * (outside(own, self.pooled_basis) - own)).to(pooled.dtype)
@@ -79,8 +79,8 @@ class Safree:
         """(B, L, D): the embedding of the prompt without the token of each text row."""
         e, text = batch.encoding, text_rows(batch.encoding)
         if not self.exact:
-            return without_each(e.rows.float(), text)
-        out = torch.zeros(e.rows.shape, device=e.rows.device)
+            return without_each(e.embeddings.float(), text)
+        out = torch.zeros(e.embeddings.shape, device=e.embeddings.device)
         places = text.nonzero().tolist()
         cut = [batch.prompts[b][: e.offsets[b][i][0]] + batch.prompts[b][e.offsets[b][i][1] :] for b, i in places]
         for first in range(0, len(cut), BATCH):
@@ -108,4 +108,4 @@ def without_each(rows: Tensor, text: Tensor) -> Tensor:
 
 def _text_mean(e: Encoding) -> Tensor:
     text = text_rows(e)[..., None]
-    return (e.rows.float() * text).sum(1) / text.sum(1).clamp_min(1)
+    return (e.embeddings.float() * text).sum(1) / text.sum(1).clamp_min(1)

@@ -3,11 +3,11 @@
 import math
 
 import torch
+from sanitizer.encoders.joining import encode
 from torch import Tensor
 from torch.nn import functional as F
 
 from sanitizer.encoders import Encoding
-from sanitizer.joining import encode
 
 from ..base import Batch, Development, Treated, batches
 from .common import bare, prepare, threshold_at, treated, untouched
@@ -40,7 +40,7 @@ class SemanticSurgery:
         """Choose the phrases, set β and γ."""
         prepared = prepare(development)
         self.space, self.encoder = prepared.space, bare(development.encoder)
-        self.by_place = prepared.space.normaliser.window is not None
+        self.by_place = prepared.space.normalizer.window is not None
         self.phrases = prepared.phrases(development, CONCEPTS)
         self.neutral = self._embedding(encode(self.encoder, [NEUTRAL]))[0]
         self.neutral_pooled = encode(self.encoder, [NEUTRAL]).pooled
@@ -57,7 +57,7 @@ class SemanticSurgery:
     def presence(self, batch: Batch) -> Tensor:
         """(B, C) cosine of the prompt with every concept."""
         e, weight = batch.encoding, self.space.weight(batch.encoding)
-        rows = F.normalize(e.rows.float(), dim=-1)
+        rows = F.normalize(e.embeddings.float(), dim=-1)
         if self.by_place:
             directions = self._at_places(self.directions, rows.shape[1])
             # A row that is the same for all prompts has no direction and no say.
@@ -82,7 +82,7 @@ class SemanticSurgery:
         if strength == 0 or not flagged.any():
             return untouched(batch)
         e = batch.encoding
-        rows, pooled = e.rows.clone(), None if e.pooled is None else e.pooled.clone()
+        rows, pooled = e.embeddings.clone(), None if e.pooled is None else e.pooled.clone()
         writable = self.space.weight(e) > 0
         for b in flagged.nonzero().squeeze(1).tolist():
             own = presence[b]
@@ -90,8 +90,8 @@ class SemanticSurgery:
             amount = strength * float(torch.sigmoid((own.max() - self.threshold) / self.gamma))
             direction, pooled_direction = self._difference(tuple(sorted(found)))
             direction = self._at_places(direction[None], rows.shape[1])[0] if self.by_place else direction
-            new = (e.rows[b].float() - amount * direction).to(rows.dtype)
-            rows[b] = torch.where(writable[b][:, None], new, e.rows[b])
+            new = (e.embeddings[b].float() - amount * direction).to(rows.dtype)
+            rows[b] = torch.where(writable[b][:, None], new, e.embeddings[b])
             if pooled is not None:
                 pooled[b] = (e.pooled[b].float() - amount * pooled_direction).to(pooled.dtype)
         return treated(batch, rows, e.mask, pooled)
@@ -107,9 +107,9 @@ class SemanticSurgery:
     def _embedding(self, e: Encoding) -> Tensor:
         """(B, L, D) where rows have fixed places, else their mean (B, D)."""
         if self.by_place:
-            return e.rows.float()[:, : self.space.normaliser.window]
+            return e.embeddings.float()[:, : self.space.normalizer.window]
         weight = self.space.weight(e)[..., None]
-        return (e.rows.float() * weight).sum(1) / weight.sum(1).clamp_min(1e-6)
+        return (e.embeddings.float() * weight).sum(1) / weight.sum(1).clamp_min(1e-6)
 
     @staticmethod
     def _at_places(values: Tensor, length: int) -> Tensor:

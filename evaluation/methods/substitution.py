@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
+from sanitizer.encoders.joining import blend
 from torch import Tensor
 
 from sanitizer.encoders import Encoding, TextEncoder
-from sanitizer.joining import blend
 
 from ..base import Batch, Treated
 from .common import replaced, untouched
@@ -33,6 +33,6 @@ class EmptyPrompt:
         e = self.encoding = self.encoding or self.encoder.encode([""])
         many = len(index)
         pooled = None if e.pooled is None else e.pooled.expand(many, -1)
-        rows, mask = e.rows.expand(many, -1, -1), e.mask.expand(many, -1)
+        rows, mask = e.embeddings.expand(many, -1, -1), e.mask.expand(many, -1)
         other = Encoding(rows, mask, pooled, e.tokens * many, e.offsets * many)
         return substitute(batch, index, other, strength)

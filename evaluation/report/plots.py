@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 
 from sanitizer.errors import SanitizerError
-from sanitizer.heatmap import render_image
+from sanitizer.render.image import render_image
 
 from ..bundled_sets import BENIGN, HELD_OUT
 from ..metrics import Figure

@@ -12,18 +12,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..concepts import Concept, Pair
-from ..encoders.base import TextEncoder
-from ..encodings import Progress
+from ..encoders.base import Progress, TextEncoder
 from ..errors import SanitizerError
-from ..obfuscation import OBFUSCATIONS
-from ..pairs import PromptGenerator
-from ..probes import Probe, area_under_curve, caught_at
-from ..report import FALSE_ALARMS, bit_identical
-from ..templates import Templates, insert
+from ..model.normalizer import Normalizer
+from ..model.sanitizer import EmbeddingSanitizer
+from ..prompts.concepts import Concept, Pair
+from ..prompts.generator import PromptGenerator
+from ..prompts.obfuscation import OBFUSCATIONS
+from ..prompts.templates import Templates, insert
+from ..training.probes import Probe, area_under_curve, caught_at
+from ..training.report import FALSE_ALARMS, Measured, measure_prompts
 from .paraphrases import paraphrases
 from .results import AttackPoint, Audit, ConceptAudit, Count
-from .space import Objective, PromptSpace
+from .space import Objective
 from .substitution import substitution_search
 
 LEAST_BUDGET = 200
@@ -38,7 +39,7 @@ QUANTILE = 0.1
 
 def audit(
     encoder: TextEncoder,
-    sanitizer,
+    sanitizer: EmbeddingSanitizer,
     concepts: Sequence[Concept],
     templates: Templates,
     budget: int,
@@ -48,7 +49,7 @@ def audit(
 ) -> Audit:
     """Measure a sanitizer on its encoder, in about `budget` prompts encoded for each concept.
 
-    sanitizer: an EmbeddingSanitizer. switched_on: names of its concepts that are erased, None for those in `concepts`;
+    switched_on: names of its concepts that are erased, None for those in `concepts`;
     the ones among them that `concepts` has held-out phrases for are measured. progress: as in training; what it raises
     ends the audit. Raises SanitizerError for a budget that is too small, and where nothing can be measured.
     """
@@ -61,7 +62,7 @@ def audit(
             f"Audit: expected one of the concepts {', '.join(names) or 'of the sanitizer'} to have held-out phrases to "
             "measure on, found none. A concept of your own needs a file in concepts/ with held_out lists."
         )
-    bench = _Bench(encoder, sanitizer, PromptSpace.of(sanitizer), names, progress)
+    bench = _Bench(encoder, sanitizer, sanitizer.normalizer.to("cpu"), names, progress)
     generator = PromptGenerator(usable, templates, seed, split="held_out")
     harmless = bench.measure("harmless", generator.plain(max(20, int(HARMLESS * budget))))
     result = Audit(encoder.name, budget, seed, _hits(harmless.identical))
@@ -72,51 +73,25 @@ def audit(
 
 
 @dataclass
-class _Measured:
-    """N prompts, K concepts, F channels of a prompt's vector."""
-
-    scores: Tensor
-    """(N, K)."""
-    fired: Tensor
-    """(N, K) bool."""
-    identical: Tensor
-    """(N,) bool."""
-    raw: Tensor
-    """(N, F)."""
-    sanitized: Tensor
-    """(N, F)."""
-
-
-@dataclass
 class _Bench:
     """Encoder and sanitizer under test."""
 
     encoder: TextEncoder
-    sanitizer: object
-    space: PromptSpace
+    sanitizer: EmbeddingSanitizer
+    normalizer: Normalizer
     concepts: tuple[str, ...]
     progress: Progress
 
-    def measure(self, stage: str, texts: Sequence[str]) -> _Measured:
-        parts = []
-        with torch.no_grad():
-            for first in range(0, len(texts), BATCH):
-                self.progress(stage, first, len(texts), {})
-                e = self.encoder.encode(list(texts[first : first + BATCH]))
-                out = self.sanitizer.sanitize(e.rows, e.mask, e.pooled, concepts=self.concepts)
-                raw = self.space(e.rows, e.mask, e.pooled)
-                sanitized = self.space(out.rows, e.mask, out.pooled)
-                parts.append((out.scores.prompt.cpu(), out.fired.cpu(), bit_identical(e, out).cpu(), raw, sanitized))
-        self.progress(stage, len(texts), len(texts), {})
-        return _Measured(*(torch.cat(column) for column in zip(*parts, strict=True)))
+    def measure(self, stage: str, texts: Sequence[str]) -> Measured:
+        return measure_prompts(self.sanitizer, self.encoder, texts, self.progress, stage, self.concepts, BATCH)
 
-    def sanitize(self, rows: Tensor, mask: Tensor, pooled: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def sanitize(self, embeddings: Tensor, mask: Tensor, pooled: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """All concepts at strength 1, as the attack has to get past them."""
-        out = self.sanitizer.sanitize(rows, mask, pooled, concepts=self.concepts)
-        return out.rows, out.pooled
+        out = self.sanitizer.sanitize(embeddings, mask, pooled, concepts=self.concepts)
+        return out.embeddings, out.pooled
 
 
-def _concept(bench: _Bench, concept: Concept, templates: Templates, harmless: _Measured, budget: int, seed: int):
+def _concept(bench: _Bench, concept: Concept, templates: Templates, harmless: Measured, budget: int, seed: int):
     place = bench.sanitizer.concepts.index(concept.name)
     name = concept.name.replace("_", " ")
     probe = _probe(bench, concept, templates, budget, seed)
@@ -167,7 +142,7 @@ def _obfuscated(bench, generator, concept: Concept, pairs: list[Pair], budget: i
     return {name: _hits(part) for name, part in zip(OBFUSCATIONS, fired.split(each), strict=True)}
 
 
-def _attack(bench, concept: Concept, templates, units, unsafe: _Measured, found: Tensor, probe: Probe, budget, seed):
+def _attack(bench, concept: Concept, templates, units, unsafe: Measured, found: Tensor, probe: Probe, budget, seed):
     """Success: the probe finds the concept, and the content is as near to the target's as paraphrases are."""
     name = concept.name.replace("_", " ")
     whole = int(ATTACK * budget)
@@ -186,7 +161,7 @@ def _attack(bench, concept: Concept, templates, units, unsafe: _Measured, found:
         def step(queries: int, _budget: int, turn=turn) -> None:
             bench.progress(f"{name}: attack", turn * each + min(queries, each), each * len(chosen), {})
 
-        objective = Objective(bench.encoder, bench.space, unsafe.raw[at], bench.sanitize)
+        objective = Objective(bench.encoder, bench.normalizer, unsafe.raw[at], bench.sanitize)
         rng = random.Random(f"{seed}-attack-{turn}")
         trace = substitution_search(objective, units[at][0].text, words, budget=each, rng=rng, step=step)
         texts = trace.found()

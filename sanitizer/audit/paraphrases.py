@@ -2,10 +2,10 @@
 
 import random
 
-from ..concepts import Concept
 from ..errors import SanitizerError
-from ..pairs import PromptGenerator
-from ..templates import Templates, insert
+from ..prompts.concepts import Concept
+from ..prompts.generator import PromptGenerator
+from ..prompts.templates import Templates, insert
 
 
 def paraphrases(concept: Concept, templates: Templates, count: int, seed: int) -> list[tuple[str, str]]:

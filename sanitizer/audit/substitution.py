@@ -7,7 +7,7 @@ with the target prompt as it is written, so it finds at least what a person find
 import random
 from collections.abc import Sequence
 
-from ..obfuscation import OBFUSCATIONS
+from ..prompts.obfuscation import OBFUSCATIONS
 from .space import Objective
 from .trace import Step, Trace
 

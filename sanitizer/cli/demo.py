@@ -9,10 +9,10 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional as F
 
-from .. import heatmap
 from ..errors import SanitizerError
 from ..files import whole_file
-from ..networks import summary
+from ..render.image import render_image
+from ..render.terminal import render_legend, render_terminal
 from . import terminal
 from .pipeline import Result, default_re_encoder, default_reader, load_pair, process
 from .score import verdict
@@ -78,7 +78,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     depth = terminal.colour_depth(sys.stdout)
     print(f"Encoder {encoder.name}: {encoder.fingerprint}. Sanitizer {path.name}: {', '.join(sanitizer.erasable)}.\n")
-    print(heatmap.render_legend(depth))
+    print(render_legend(depth))
     print_prompts(results, sanitizer.erasable, depth)
     print_identity(results)
     print()
@@ -94,14 +94,14 @@ def print_prompts(results: Sequence[Result], erasable: tuple[str, ...], depth: i
         if shown.kind != kind:
             kind = shown.kind
             print(f"\n{kind}")
-        print(f"  {heatmap.render_terminal(result.prompt, result.words(), concepts=erasable, depth=depth)}")
+        print(f"  {render_terminal(result.prompt, result.words(), concepts=erasable, depth=depth)}")
         print(f"      {verdict(result, erasable, depth)}")
 
 
 def print_identity(results: Sequence[Result]) -> None:
     """The promise to harmless prompts, counted."""
     calm = [result for shown, result in zip(PROMPTS, results, strict=True) if not shown.counterpart]
-    same = sum(torch.equal(result.rows, result.sanitized) for result in calm)
+    same = sum(torch.equal(result.embeddings, result.sanitized) for result in calm)
     print(f"\n{same} of {len(calm)} harmless and treacherous prompts came out bit for bit as they went in.")
 
 
@@ -120,10 +120,10 @@ def table(sanitizer, results: Sequence[Result], again: Sequence[Result], counter
     heads = ["raw", "sanitized", *(["re-encoded"] if again else [])]
     lines, sums = [f"{'prompt':{wide}}" + "".join(f"  {head:>10}" for head in heads)], [0.0] * len(heads)
     for place, (result, safe) in enumerate(zip(results, counterparts, strict=True)):
-        goal = mean_row(sanitizer, safe.rows, safe.mask)
-        shown = [(result.rows, result.mask), (result.sanitized, result.mask)]
+        shown = [(safe.embeddings, safe.mask), (result.embeddings, result.mask), (result.sanitized, result.mask)]
         shown += [(again[place].sanitized, again[place].mask_sanitized)] if again else []
-        near = [float(F.cosine_similarity(mean_row(sanitizer, *both), goal, dim=0)) for both in shown]
+        goal, *found = (sanitizer.normalizer.mean_embedding(rows[None], mask[None])[0] for rows, mask in shown)
+        near = [float(F.cosine_similarity(vector, goal, dim=0)) for vector in found]
         sums = [total + value for total, value in zip(sums, near, strict=True)]
         note = "" if result.flagged else "  not flagged, so not changed"
         lines.append(f"{result.prompt:{wide}}" + "".join(f"  {value:10.3f}" for value in near) + note)
@@ -131,18 +131,11 @@ def table(sanitizer, results: Sequence[Result], again: Sequence[Result], counter
     return "\n".join(lines)
 
 
-def mean_row(sanitizer, rows: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """(D,): the mean of the rows that carry the prompt, in normalised channels; the measure of the training report."""
-    rows = rows[None].float()
-    weight = (mask[None] & ~sanitizer.is_constant(rows)).float()
-    return summary(sanitizer.normalise(rows), weight, None)[0, : rows.shape[2]]
-
-
 def save_picture(results: Sequence[Result], erasable: tuple[str, ...], target) -> None:
     entries = [
         (result.words(), result.fired, result.scores(), shown.kind)
         for shown, result in zip(PROMPTS, results, strict=True)
     ]
-    image = heatmap.render_image(entries, concepts=erasable, title=TITLE)
+    image = render_image(entries, concepts=erasable, title=TITLE)
     with whole_file(target) as file:
         image.save(file, format="PNG")

@@ -5,24 +5,22 @@ import hashlib
 import json
 from pathlib import Path
 
-from .. import artifact
-from ..encoders.base import Fingerprint
-from ..heatmap import printable
-from ..report import Report
+from ..model import artifact
+from ..render.terminal import printable
+from ..training.report import Report
 
 
 def run(arguments: argparse.Namespace) -> None:
     info = artifact.read_info(arguments.file)
     if arguments.json:
-        print(json.dumps({**info, "config": info["config"].to_dict()}, indent=2, ensure_ascii=False))
+        print(json.dumps(info.to_dict(), indent=2, ensure_ascii=False))
     else:
         print("\n".join(printable(line) for line in describe(arguments.file, info).split("\n")))
 
 
-def describe(path: Path, info: dict) -> str:
+def describe(path: Path, info: artifact.Info) -> str:
     """A page about the file, for a person."""
-    config = info["config"]
-    fingerprint = Fingerprint.from_dict(info["encoder"])
+    config, header = info.config, info.header
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     context = [
@@ -33,16 +31,16 @@ def describe(path: Path, info: dict) -> str:
     facts = {
         "file": f"{path}, {path.stat().st_size / 1e6:.1f} MB",
         "sha256": digest,
-        "what": f"Embedding Sanitizer, format version {info['format_version']}",
-        "encoder": str(fingerprint),
+        "what": f"Embedding Sanitizer, format version {info.version}",
+        "encoder": str(header.encoder),
         "erases": ", ".join(spec.name for spec in config.concepts if not spec.context),
         "context": ", ".join(context) or "none",
-        "training": _settings(info["training"]),
-        "licence": _settings(info["licence"]),
+        "training": _settings({key: value for key, value in header.training.items() if key != "config"}),
+        "licence": _settings(header.licence),
     }
     wide = max(map(len, facts))
     lines = [f"{key:<{wide}}  {value}" for key, value in facts.items()]
-    return "\n".join(lines) + f"\n\nOn phrases and prompts kept from training:\n{_report(info['report'])}"
+    return "\n".join(lines) + f"\n\nOn phrases and prompts kept from training:\n{_report(header.report)}"
 
 
 def _settings(value: object) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from contextlib import contextmanager
 
 from ..errors import SanitizerError
-from ..heatmap import printable
+from ..render.terminal import printable
 from .arguments import build_parser
 
 REFUSED, INTERRUPTED = 1, 130

@@ -7,16 +7,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .. import artifact, heatmap
-from ..anchors import Anchors
-from ..concepts import load_concepts
 from ..encoders import TextEncoder, load_encoder
 from ..errors import SanitizerError
-from ..model import EmbeddingSanitizer
-from ..re_encoding import ReEncoder
-from ..readings import Reader
-from ..second_reading import second_reading
-from ..templates import load_templates
+from ..model import artifact
+from ..model.sanitizer import EmbeddingSanitizer
+from ..prompts.concepts import load_concepts
+from ..prompts.templates import load_templates
+from ..text.deobfuscate import Deobfuscator, deobfuscated
+from ..text.replacements import Replacements
+from ..text.rewrite import ReEncoder
+from ..text.words import Word, words
 from .readers import batches
 from .train import Bars
 
@@ -30,7 +30,7 @@ class Result:
     """One prompt, without the padding that its batch had. l rows, D channels, K concepts, P pooled channels."""
 
     prompt: str
-    rows: Tensor
+    embeddings: Tensor
     """(l, D), zero where the mask is False."""
     sanitized: Tensor
     """(l', D); l' differs from l only where the prompt was re-encoded."""
@@ -56,8 +56,8 @@ class Result:
     def scores(self) -> dict[str, float]:
         return dict(zip(self.concepts, self.prompt_scores.tolist(), strict=True))
 
-    def words(self) -> list[heatmap.Word]:
-        return heatmap.words(self.prompt, self.tokens, self.offsets, self.token_scores, self.concepts)
+    def words(self) -> list[Word]:
+        return words(self.prompt, self.tokens, self.offsets, self.token_scores, self.concepts)
 
 
 def load_pair(
@@ -110,7 +110,7 @@ def process(
     strength: float = 0.0,
     threshold: float | None = None,
     concepts: Sequence[str] | None = None,
-    reader: Reader | None = None,
+    reader: Deobfuscator | None = None,
     re_encoder: ReEncoder | None = None,
 ) -> Iterator[Result]:
     """Encode, score and sanitize prompts in their order, holding no more than a few hundred of them.
@@ -142,9 +142,9 @@ def _groups(order: Sequence[int], span: Sequence[str]) -> Iterator[list[int]]:
     yield group
 
 
-def default_reader(wanted: bool = True) -> Reader | None:
+def default_reader(wanted: bool = True) -> Deobfuscator | None:
     """A reader with the vocabulary of the pack's concept files; None where none is wanted."""
-    return Reader.from_concepts(load_concepts(), load_templates()) if wanted else None
+    return Deobfuscator.from_concepts(load_concepts(), load_templates()) if wanted else None
 
 
 def default_re_encoder(
@@ -163,27 +163,27 @@ def default_re_encoder(
         if done == total:
             bars.close()
 
-    return ReEncoder(encoder, sanitizer, Anchors.known(encoder, sanitizer, concepts, progress=progress))
+    return ReEncoder(encoder, sanitizer, Replacements.known(encoder, sanitizer, concepts, progress=progress))
 
 
 def _batch(encoder, sanitizer, prompts, strength, threshold, concepts, reader, re_encoder) -> Iterator[Result]:
     encoding = encoder.encode(prompts)
     mask = encoding.mask.cpu()
-    reading = second_reading(encoder, sanitizer, reader, prompts, encoding)
+    reading = deobfuscated(encoder, sanitizer, reader, prompts, encoding)
     settings = {"strength": strength, "threshold": threshold, "concepts": concepts}
     if re_encoder is None:
-        out = sanitizer.sanitize(encoding.rows, encoding.mask, encoding.pooled, **settings, also=reading.scores)
+        out = sanitizer.sanitize(encoding.embeddings, encoding.mask, encoding.pooled, **settings, also=reading.scores)
         mask_out = mask
     else:
         out = re_encoder.sanitize(prompts, encoding, **settings, reading=reading)
         mask_out = out.mask.cpu()
-    rows, sanitized = encoding.rows.cpu(), out.rows.cpu()
+    embeddings, sanitized = encoding.embeddings.cpu(), out.embeddings.cpu()
     prompt_scores, token_scores = out.scores.prompt.cpu(), out.scores.tokens.cpu().clone()
     pooled, pooled_out = (None if v is None else v.cpu() for v in (encoding.pooled, out.pooled))
-    for b, words in reading.words.items():
+    for b, read in reading.words.items():
         # Where the reading is what fired, its words are at fault.
         if (out.fired[b] & (reading.scores[b] >= out.scores.prompt[b])).any():
-            token_scores[b] = raised(prompts[b], encoding.tokens[b], encoding.offsets[b], token_scores[b], words)
+            token_scores[b] = raised(prompts[b], encoding.tokens[b], encoding.offsets[b], token_scores[b], read)
     flagged, fired = out.flagged.tolist(), out.fired.tolist()
     for b, prompt in enumerate(prompts):
         length, length_out = _length(mask[b]), _length(mask_out[b])
@@ -192,7 +192,7 @@ def _batch(encoder, sanitizer, prompts, strength, threshold, concepts, reader, r
         # Clones: a slice would keep the whole padded batch in memory.
         yield Result(
             prompt=prompt,
-            rows=torch.where(mask[b, :length, None], rows[b, :length], 0.0),
+            embeddings=torch.where(mask[b, :length, None], embeddings[b, :length], 0.0),
             sanitized=torch.where(mask_out[b, :length_out, None], sanitized[b, :length_out], 0.0),
             mask=mask[b, :length].clone(),
             mask_sanitized=mask_out[b, :length_out].clone(),
@@ -219,14 +219,14 @@ def raised(
     tokens: Sequence[str],
     offsets: Sequence[tuple[int, int]],
     token_scores: Tensor,
-    read: Sequence[heatmap.Word],
+    read: Sequence[Word],
 ) -> Tensor:
     """Token scores (L, K) with those of a changed word raised to the word's in the reading.
 
     Only where prompt and reading have as many words, so that it is known which became which.
     """
     names = tuple(read[0].scores) if read else ()
-    written = heatmap.words(prompt, tokens, offsets, token_scores, names) if names else []
+    written = words(prompt, tokens, offsets, token_scores, names) if names else []
     token_scores = token_scores.clone()
     if len(written) != len(read):
         return token_scores

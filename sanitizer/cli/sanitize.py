@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ..files import whole_file
-from ..heatmap import THRESHOLD
+from ..model.config import THRESHOLD
 from . import terminal
 from .arguments import RE_ENCODE
 from .readers import read_prompts
@@ -71,7 +71,7 @@ def write(results: Iterable, target: Path, metadata: dict[str, str], moved: bool
             if result.pooled is not None:
                 fixed |= {"pooled": result.pooled, "pooled_sanitized": result.pooled_sanitized}
             rows = {
-                "embeddings": result.rows,
+                "embeddings": result.embeddings,
                 "sanitized": result.sanitized,
                 "mask": result.mask,
                 "token_scores": result.token_scores,

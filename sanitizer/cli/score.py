@@ -7,9 +7,9 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from .. import heatmap
 from ..errors import SanitizerError
 from ..files import whole_file
+from ..render.terminal import culprit, paint, printable, render_legend, render_terminal
 from . import terminal
 from .readers import given_prompts, read_prompts
 from .writers import check_output
@@ -95,9 +95,9 @@ def _by_name(names: Iterable[str], scores: Iterable[float]) -> dict[str, float]:
 
 def show(results: Iterable, erasable: tuple[str, ...], depth: int) -> None:
     """Print every prompt with its words coloured, and what was found in it."""
-    print(heatmap.render_legend(depth) + "\n")
+    print(render_legend(depth) + "\n")
     for result in results:
-        print(heatmap.render_terminal(result.prompt, result.words(), concepts=erasable, depth=depth) or "(empty)")
+        print(render_terminal(result.prompt, result.words(), concepts=erasable, depth=depth) or "(empty)")
         print(f"    {verdict(result, erasable, depth)}\n", flush=True)
 
 
@@ -107,8 +107,8 @@ def verdict(result, erasable: tuple[str, ...], depth: int) -> str:
     if result.fired:
         words, found = result.words(), []
         for name in result.fired:
-            label = heatmap.paint(f"{_readable(name)} {scores[name]:.2f}", scores[name], depth)
-            word = heatmap.culprit(words, name)
+            label = paint(f"{_readable(name)} {scores[name]:.2f}", scores[name], depth)
+            word = culprit(words, name)
             found.append(label + (f' (most in "{word}")' if word else ""))
         return f"flagged: {', '.join(found)}"
     name = max(erasable, key=scores.get)
@@ -116,4 +116,4 @@ def verdict(result, erasable: tuple[str, ...], depth: int) -> str:
 
 
 def _readable(name: str) -> str:
-    return heatmap.printable(name.replace("_", " "))
+    return printable(name.replace("_", " "))

@@ -14,9 +14,9 @@ def run(arguments: argparse.Namespace) -> None:
 
     concepts = choose_concepts(arguments.concepts)
 
-    from .. import anchors, artifact
     from ..encoders import load_encoder
-    from ..training import fit
+    from ..model import artifact
+    from ..training.fit import fit
     from .pipeline import check_device
 
     check_device(arguments.device)
@@ -31,7 +31,6 @@ def run(arguments: argparse.Namespace) -> None:
             device=arguments.device,
             progress=bars,
         )
-    anchors.remember(sanitizer, concepts)
     artifact.save(sanitizer, target)
     print(report.to_text())
     terminal.note(f"{arguments.output}: written, {target.stat().st_size / 1e6:.1f} MB, for {encoder.fingerprint}.")
@@ -39,7 +38,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def choose_concepts(names: Sequence[str]) -> list:
     """Concepts by name, "all", or files of the user's own: .toml as in concepts/, .txt with `target -> anchor`."""
-    from ..concepts import load_concept, load_concepts, parse_custom_concept
+    from ..prompts.concepts import load_concept, load_concepts, parse_custom_concept
 
     files = [name for name in names if name.endswith((".toml", ".txt"))]
     listed = [name for name in names if name not in files]

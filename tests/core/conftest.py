@@ -28,7 +28,7 @@ def tiny_encoder():
 @pytest.fixture(scope="session")
 def tiny_concept():
     """A concept of plain words, harmless to read: red things become green things."""
-    from sanitizer.concepts import Concept, Pair, Phrase
+    from sanitizer.prompts.concepts import Concept, Pair, Phrase
 
     words = ["crimson", "scarlet", "ruby", "vermilion", "cherry", "carmine", "maroon", "rusty"]
     pairs = [
@@ -49,7 +49,7 @@ def tiny_concept():
 
 def tiny_templates():
     """Few frames and words, so that what the tests expect does not hang on the shipped prompts."""
-    from sanitizer.templates import Templates
+    from sanitizer.prompts.templates import Templates
 
     frames = {
         "adjective": (
@@ -95,7 +95,7 @@ def small_templates():
 
 
 def _fit(encoder, concept, **kwargs):
-    from sanitizer.training import fit
+    from sanitizer.training.fit import fit
 
     kwargs = {"templates": tiny_templates(), **kwargs}
     return fit(encoder, [concept], **{"examples": 1500, "steps": 450, "seed": 3, **kwargs})

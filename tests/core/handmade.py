@@ -6,7 +6,7 @@ lines in a test file; tests/ is no package.
 
 import torch
 
-from sanitizer.model import ConceptSpec, EmbeddingSanitizer, SanitizerConfig
+from sanitizer.model.sanitizer import ConceptSpec, EmbeddingSanitizer, SanitizerConfig
 
 WORD = "crimson"
 
@@ -25,7 +25,7 @@ def handmade(encoder, concept: str = "redness") -> EmbeddingSanitizer:
     encoding = encoder.encode([frame.format(WORD) for frame in frames])
     hit = torch.tensor([[token.strip("▁Ġ").lower().startswith("crims") for token in own] for own in encoding.tokens])
     text = torch.tensor([[bool(token) for token in own] for own in encoding.tokens])
-    high, low = encoding.rows[hit].float(), encoding.rows[text & ~hit].float()
+    high, low = encoding.embeddings[hit].float(), encoding.embeddings[text & ~hit].float()
     direction = torch.nn.functional.normalize(high.mean(0) - low.mean(0), dim=0)
     edge = ((high @ direction).min() + (low @ direction).max()) / 2
     net = sanitizer.score_net

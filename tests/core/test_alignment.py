@@ -2,8 +2,8 @@
 
 import pytest
 
-from sanitizer.alignment import align
-from sanitizer.encodings import kept_rows
+from sanitizer.encoders.alignment import align
+from sanitizer.training.dataset import kept_places
 
 
 def test_equal_tokens_align_and_the_phrase_differs():
@@ -45,7 +45,7 @@ def test_an_empty_prompt_does_not_break_the_alignment():
 @pytest.mark.parametrize("words", [0, 1, 5, 75])
 def test_kept_rows_stand_for_all_rows(words):
     tokens = ["", *["w"] * words, *[""] * (76 - words)]
-    places, weights = kept_rows(tokens, [True] * 77)
+    places, weights = kept_places(tokens, [True] * 77)
     assert places == sorted(set(places))
     assert 76 in places, "the last row carries the whole prompt"
     assert set(range(words + 1)) <= set(places), "all text rows are kept"
@@ -54,16 +54,16 @@ def test_kept_rows_stand_for_all_rows(words):
 
 
 def test_padding_places_do_not_depend_on_the_prompt_so_that_pairs_align():
-    one, _ = kept_rows(["", *["w"] * 3, *[""] * 73], [True] * 77)
-    two, _ = kept_rows(["", *["w"] * 6, *[""] * 70], [True] * 77)
+    one, _ = kept_places(["", *["w"] * 3, *[""] * 73], [True] * 77)
+    two, _ = kept_places(["", *["w"] * 6, *[""] * 70], [True] * 77)
     assert [p for p in one if p > 10] == [p for p in two if p > 10]
 
 
 def test_kept_rows_are_the_same_beside_a_longer_prompt():
     tokens, mask = ["", *["w"] * 30, *[""] * 46], [True] * 77
-    assert kept_rows(tokens + [""] * 77, mask + [False] * 77) == kept_rows(tokens, mask)
+    assert kept_places(tokens + [""] * 77, mask + [False] * 77) == kept_places(tokens, mask)
 
 
 def test_masked_rows_are_not_kept():
-    places, weights = kept_rows(["", "a", "", "", ""], [True, True, True, False, False])
+    places, weights = kept_places(["", "a", "", "", ""], [True, True, True, False, False])
     assert places == [0, 1, 2] and weights == [1, 1, 1]

@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from sanitizer.artifact import find, load, read_info, save
 from sanitizer.encoders import Fingerprint
 from sanitizer.errors import SanitizerError
+from sanitizer.model.artifact import find, load, read_info, save
 
 
 @pytest.fixture()
@@ -44,8 +44,8 @@ def test_a_round_trip_gives_the_same_sanitizer(masked, saved):
     encoder, sanitizer, report = masked
     again = load(saved)
     e = encoder.encode(["a crimson woman", "a dog"])
-    one, two = sanitizer.sanitize(e.rows, e.mask), again.sanitize(e.rows, e.mask)
-    assert torch.equal(one.rows, two.rows) and torch.equal(one.scores.prompt, two.scores.prompt)
+    one, two = sanitizer.sanitize(e.embeddings, e.mask), again.sanitize(e.embeddings, e.mask)
+    assert torch.equal(one.embeddings, two.embeddings) and torch.equal(one.scores.prompt, two.scores.prompt)
     assert again.fingerprint == encoder.fingerprint
     assert again.info["report"] == report.to_dict()
     assert not again.training and not any(p.requires_grad for p in again.parameters())
@@ -173,14 +173,14 @@ def test_the_golden_file_still_loads_and_gives_the_same_numbers():
     sanitizer = load(folder / "golden_v1.safetensors")
     golden = load_file(folder / "golden_v1_output.safetensors")
     out = sanitizer.sanitize(golden["rows"], golden["mask"].bool())
-    assert torch.allclose(out.rows, golden["sanitized"], atol=1e-4)
+    assert torch.allclose(out.embeddings, golden["sanitized"], atol=1e-4)
     assert torch.allclose(out.scores.prompt, golden["prompt_scores"], atol=1e-4)
     assert out.flagged.tolist() == [True, False]
 
 
 def test_size_for_768_channels():
-    from sanitizer.model import ConceptSpec, EmbeddingSanitizer, SanitizerConfig
-    from sanitizer.training import CONCEPT_RANK, POOLED_RANK, RANK
+    from sanitizer.model.sanitizer import ConceptSpec, EmbeddingSanitizer, SanitizerConfig
+    from sanitizer.training.fit import CONCEPT_RANK, POOLED_RANK, RANK
 
     concepts = tuple(ConceptSpec(str(i)) for i in range(8))
     ranks = {"rank": RANK, "pooled_rank": POOLED_RANK, "concept_rank": CONCEPT_RANK}

@@ -8,11 +8,11 @@ import torch
 
 from sanitizer.audit import LEAST_BUDGET, audit
 from sanitizer.audit.paraphrases import paraphrases
-from sanitizer.audit.picture import draw
 from sanitizer.audit.results import Count
-from sanitizer.concepts import Pair
 from sanitizer.errors import SanitizerError
-from sanitizer.obfuscation import OBFUSCATIONS
+from sanitizer.prompts.concepts import Pair
+from sanitizer.prompts.obfuscation import OBFUSCATIONS
+from sanitizer.render.audit import draw
 
 
 def nothing(*_):

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from sanitizer.calibration import FEW, allowances, joint_thresholds, tail_thresholds
-from sanitizer.concepts import load_concepts
+from sanitizer.prompts.concepts import load_concepts
+from sanitizer.training.calibration import FEW, allowances, joint_thresholds, tail_thresholds
 
 
 def scores(count: int) -> torch.Tensor:

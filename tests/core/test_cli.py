@@ -14,8 +14,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from sanitizer import artifact
 from sanitizer.encoders import load_encoder
+from sanitizer.model import artifact
 
 PACK = Path(__file__).resolve().parents[2]
 CONCEPT = "redness\ncrimson -> plain green\nscarlet -> plain green\na crimson dress -> a green dress\n"

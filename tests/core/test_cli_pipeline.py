@@ -11,7 +11,6 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from sanitizer import artifact
 from sanitizer.cli import pipeline
 from sanitizer.cli.pipeline import process
 from sanitizer.cli.sanitize import write
@@ -19,7 +18,8 @@ from sanitizer.cli.score import line, write_lines
 from sanitizer.cli.writers import TensorSpool, check_output
 from sanitizer.errors import SanitizerError
 from sanitizer.files import whole_file
-from sanitizer.readings import Reader
+from sanitizer.model import artifact
+from sanitizer.text.deobfuscate import Deobfuscator
 
 PROMPTS = [
     "a photo of a crimson woman",
@@ -33,7 +33,7 @@ PROMPTS = [
 
 
 DISGUISED = ["a photo of a cr1ms0n woman", "c r i m s o n man", "two crimson dogs", "a fox"]
-READER = Reader(["a", "photo", "of", "woman", "man", "two", "dogs", "fox"] * 9, ["crimson"])
+READER = Deobfuscator(["a", "photo", "of", "woman", "man", "two", "dogs", "fox"] * 9, ["crimson"])
 
 
 def load_handmade():
@@ -89,18 +89,18 @@ def test_batches_equal_single_prompts(trained):
 def test_results_are_the_sanitizers_own(trained):
     encoder, sanitizer = trained
     encoding = encoder.encode(PROMPTS[:1])
-    out = sanitizer.sanitize(encoding.rows, encoding.mask, encoding.pooled, strength=1.5)
+    out = sanitizer.sanitize(encoding.embeddings, encoding.mask, encoding.pooled, strength=1.5)
     [one] = results(trained, PROMPTS[:1], strength=1.5)
     assert one.flagged
     assert one.fired == ("redness",)
-    assert torch.equal(one.rows, encoding.rows[0])
-    assert torch.equal(one.sanitized, out.rows[0])
-    assert not torch.equal(one.rows, one.sanitized)
+    assert torch.equal(one.embeddings, encoding.embeddings[0])
+    assert torch.equal(one.sanitized, out.embeddings[0])
+    assert not torch.equal(one.embeddings, one.sanitized)
 
 
 def test_harmless_and_strength_zero_are_bit_identical(trained):
     for one in results(trained, strength=0.0):
-        assert torch.equal(one.rows, one.sanitized)
+        assert torch.equal(one.embeddings, one.sanitized)
     assert torch.equal(*(getattr(results(trained, ["a fox"], strength=1.0)[0], n) for n in ("rows", "sanitized")))
 
 
@@ -155,7 +155,7 @@ def test_sanitize_file(trained, tmp_path):
     expected |= {"pooled", "pooled_sanitized"} if encoder.pooled_width else set()
     assert set(tensors) == expected
     encoding = encoder.encode(PROMPTS)
-    out = sanitizer.sanitize(encoding.rows, encoding.mask, encoding.pooled)
+    out = sanitizer.sanitize(encoding.embeddings, encoding.mask, encoding.pooled)
     length = int(encoding.mask.any(dim=0).nonzero()[-1]) + 1
     assert tensors["embeddings"].shape == (7, length, encoder.width)
     assert tensors["mask"].dtype == torch.bool
@@ -163,8 +163,8 @@ def test_sanitize_file(trained, tmp_path):
     assert tensors["prompt_scores"].shape == (7, 2)
     assert tensors["token_scores"].shape == (7, length, 2)
     for name, value in (
-        ("embeddings", encoding.rows),
-        ("sanitized", out.rows),
+        ("embeddings", encoding.embeddings),
+        ("sanitized", out.embeddings),
         ("token_scores", out.scores.tokens),
         ("prompt_scores", out.scores.prompt),
         ("pooled", encoding.pooled),
@@ -282,8 +282,8 @@ def test_what_reads_as_unsafe_is_flagged_and_sanitized(trained):
     assert [r.flagged for r in read] == [True, True, True, False]
     for before, after in zip(written, read, strict=True):
         assert before.prompt == after.prompt
-        assert torch.equal(before.rows, after.rows), "what is written is what is sanitized"
-    assert not torch.equal(read[0].rows, read[0].sanitized)
+        assert torch.equal(before.embeddings, after.embeddings), "what is written is what is sanitized"
+    assert not torch.equal(read[0].embeddings, read[0].sanitized)
     assert read[0].scores()["redness"] == results(trained, ["a photo of a crimson woman"])[0].scores()["redness"]
 
 

@@ -11,20 +11,22 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from sanitizer.anchors import Anchors
-from sanitizer.artifact import load, save
 from sanitizer.cli import pipeline
 from sanitizer.cli.pipeline import process
 from sanitizer.cli.sanitize import write
 from sanitizer.cli.writers import TensorSpool
 from sanitizer.errors import SanitizerError
-from sanitizer.re_encoding import ReEncoder
-from sanitizer.readings import Reader
+from sanitizer.model.artifact import load, save
+from sanitizer.text.deobfuscate import Deobfuscator
+from sanitizer.text.replacements import Replacements
+from sanitizer.text.rewrite import ReEncoder
 
 PACK = Path(__file__).resolve().parents[2]
 PROMPTS = ["a photo of a crimson woman", "a fox", "", "two dogs in the garden " * 6, "crimson", "a cr1ms0n dress"]
 FLAGGED = [True, False, False, False, True, True]
-READER = Reader(["a", "photo", "of", "woman", "two", "dogs", "in", "the", "garden", "fox", "dress"] * 9, ["crimson"])
+READER = Deobfuscator(
+    ["a", "photo", "of", "woman", "two", "dogs", "in", "the", "garden", "fox", "dress"] * 9, ["crimson"]
+)
 PAIRS = [["crimson", "olive green tinted", "plain"]]
 
 
@@ -41,7 +43,7 @@ def setting(request, tiny_encoder):
 
 def results(setting, prompts=PROMPTS, **options):
     encoder, sanitizer = setting
-    re_encoder = ReEncoder(encoder, sanitizer, Anchors.known(encoder, sanitizer))
+    re_encoder = ReEncoder(encoder, sanitizer, Replacements.known(encoder, sanitizer))
     options = {"strength": 1.0, "reader": READER, "re_encoder": re_encoder, **options}
     return list(process(encoder, sanitizer, iter(prompts), **options))
 
@@ -52,15 +54,15 @@ def test_flagged_prompts_are_other_rows_and_the_rest_is_bit_identical(setting):
     for one in found:
         assert one.sanitized.shape[0] == one.mask_sanitized.shape[0]
         if one.flagged:
-            assert one.rows.shape != one.sanitized.shape or not torch.equal(one.rows, one.sanitized)
+            assert one.embeddings.shape != one.sanitized.shape or not torch.equal(one.embeddings, one.sanitized)
         else:
-            assert torch.equal(one.rows, one.sanitized) and torch.equal(one.mask, one.mask_sanitized)
+            assert torch.equal(one.embeddings, one.sanitized) and torch.equal(one.mask, one.mask_sanitized)
             assert one.pooled is None or torch.equal(one.pooled, one.pooled_sanitized)
 
 
 def test_without_it_the_masks_are_the_same(setting):
     for one in results(setting, re_encoder=None):
-        assert torch.equal(one.mask, one.mask_sanitized) and one.rows.shape == one.sanitized.shape
+        assert torch.equal(one.mask, one.mask_sanitized) and one.embeddings.shape == one.sanitized.shape
 
 
 def test_batches_equal_single_prompts(setting):
@@ -74,7 +76,7 @@ def test_batches_equal_single_prompts(setting):
 
 def test_strength_zero_changes_nothing(setting):
     for one in results(setting, strength=0.0):
-        assert torch.equal(one.rows, one.sanitized)
+        assert torch.equal(one.embeddings, one.sanitized)
 
 
 def test_the_file_holds_the_second_mask(setting, tmp_path):

@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import pytest
 
-from sanitizer import pairs
-from sanitizer.concepts import FOLDER, available, load_concept, load_concepts, parse_custom_concept
 from sanitizer.errors import SanitizerError
-from sanitizer.obfuscation import OBFUSCATIONS
-from sanitizer.pairs import PromptGenerator, full_size, training_prompts
-from sanitizer.templates import fix_articles, insert, load_templates
+from sanitizer.prompts import generator as pairs
+from sanitizer.prompts.concepts import FOLDER, available, load_concept, load_concepts, parse_custom_concept
+from sanitizer.prompts.generator import PromptGenerator, full_size, training_prompts
+from sanitizer.prompts.obfuscation import OBFUSCATIONS
+from sanitizer.prompts.templates import fix_articles, insert, load_templates
 
 SEVEN = {"nudity", "violence", "self_harm", "hate", "harassment", "shocking", "illegal_activity"}
 GOOD = """name = "bad"

@@ -89,30 +89,30 @@ def test_a_family_loads_encodes_and_does_not_mix_its_batch(kind, request):
     encoder = load_encoder(str(request.getfixturevalue(f"{kind}_folder")))
     prompts = ["w1 w2 w3", "w4", "", "w5 w6 w7 w8 w9"]
     e = encoder.encode(prompts)
-    assert e.rows.shape == (4, e.mask.shape[1], 32) and e.mask.dtype == torch.bool
+    assert e.embeddings.shape == (4, e.mask.shape[1], 32) and e.mask.dtype == torch.bool
     assert (e.pooled is not None) == (kind == "clip") == bool(encoder.fingerprint.pooled_width)
     for i, prompt in enumerate(prompts):
         assert [t for t in e.tokens[i] if t] == prompt.split()
         assert [prompt[a:b] for (a, b), t in zip(e.offsets[i], e.tokens[i], strict=True) if t] == prompt.split()
-        assert len(e.tokens[i]) == len(e.offsets[i]) == e.rows.shape[1]
+        assert len(e.tokens[i]) == len(e.offsets[i]) == e.embeddings.shape[1]
         alone = encoder.encode([prompt])
         length = int(alone.mask.sum())
         assert int(e.mask[i].sum()) == length
-        assert torch.allclose(e.rows[i, :length], alone.rows[0, :length], atol=1e-5)
+        assert torch.allclose(e.embeddings[i, :length], alone.embeddings[0, :length], atol=1e-5)
     assert encoder.fingerprint == load_encoder(str(request.getfixturevalue(f"{kind}_folder"))).fingerprint
 
 
 def test_clip_has_visible_padding_and_the_layers_of_stable_diffusion(clip_folder):
     last, skip, raw = (load_encoder(f"{clip_folder}{choice}") for choice in ("", "@-2", "@-2raw"))
     e, s, r = (x.encode(["w1 w2"]) for x in (last, skip, raw))
-    assert e.rows.shape[1] == 77 and e.mask.all()
-    assert not torch.allclose(e.rows, s.rows)
+    assert e.embeddings.shape[1] == 77 and e.mask.all()
+    assert not torch.allclose(e.embeddings, s.embeddings)
     # Clip skip: the second-last layer through the final norm; SDXL takes it without.
     norm = raw.model.text_model.final_layer_norm if hasattr(raw.model, "text_model") else raw.model.final_layer_norm
-    assert torch.allclose(norm(r.rows), s.rows, atol=1e-5)
+    assert torch.allclose(norm(r.embeddings), s.embeddings, atol=1e-5)
     ids = torch.tensor([[0, *last.tokenizer("w1 w2", add_special_tokens=False)["input_ids"], *[1] * 74]])
     own = last.model(input_ids=ids)
-    assert torch.allclose(own.last_hidden_state, e.rows, atol=1e-5)
+    assert torch.allclose(own.last_hidden_state, e.embeddings, atol=1e-5)
     assert torch.allclose(own.pooler_output, e.pooled, atol=1e-5)
     assert len({x.fingerprint.architecture for x in (last, skip, raw)}) == 3
 
@@ -120,12 +120,12 @@ def test_clip_has_visible_padding_and_the_layers_of_stable_diffusion(clip_folder
 def test_long_prompts_are_windows_joined_on_rows(clip_folder, bert_folder, t5_folder):
     long = " ".join(WORDS * 4)
     clip = load_encoder(str(clip_folder)).encode([long, "w1"])
-    assert clip.rows.shape[1] == 3 * 77 and clip.mask.sum(1).tolist() == [231, 77]
+    assert clip.embeddings.shape[1] == 3 * 77 and clip.mask.sum(1).tolist() == [231, 77]
     assert [t for t in clip.tokens[0] if t] == long.split()
     bert = load_encoder(str(bert_folder)).encode([long])
     assert [t for t in bert.tokens[0] if t] == long.split()
     t5 = load_encoder(str(t5_folder)).encode([long])
-    assert t5.rows.shape[1] == 201
+    assert t5.embeddings.shape[1] == 201
 
 
 @pytest.mark.parametrize("choice", ["@-9", "@x", "@0"])
@@ -179,15 +179,15 @@ def both():
 class TestMiniLM:
     def test_the_embedded_encoder_knows_meaning(self, both):
         e = both[0].encode(["a cat", "a kitten", "a tax form"])
-        mean = torch.stack([r[m].mean(0) for r, m in zip(e.rows, e.mask, strict=True)])
+        mean = torch.stack([r[m].mean(0) for r, m in zip(e.embeddings, e.mask, strict=True)])
         near, far = torch.cosine_similarity(mean[:1], mean[1:])
         assert near > far + 0.3
 
     def test_the_causal_one_has_the_geometry_of_clip(self, both):
         e = both[1].encode(["a cat on a mat", "a cat on a table"])
-        assert e.rows.shape[1] == 77 and e.mask.all()
-        assert torch.allclose(e.rows[0, :5], e.rows[1, :5], atol=1e-5), "rows see only what came before"
-        assert not torch.allclose(e.rows[0, -1], e.rows[1, -1], atol=1e-2), "padding sees the whole prompt"
+        assert e.embeddings.shape[1] == 77 and e.mask.all()
+        assert torch.allclose(e.embeddings[0, :5], e.embeddings[1, :5], atol=1e-5), "rows see only what came before"
+        assert not torch.allclose(e.embeddings[0, -1], e.embeddings[1, -1], atol=1e-2), "padding sees the whole prompt"
 
     def test_their_fingerprints_differ(self, both):
         assert both[0].fingerprint != both[1].fingerprint
@@ -197,7 +197,7 @@ class TestMiniLM:
     def test_odd_text_gets_through(self, both, text):
         for encoder in both:
             e = encoder.encode([text])
-            assert torch.isfinite(e.rows).all()
+            assert torch.isfinite(e.embeddings).all()
 
     def test_tampered_weights_are_refused(self, both, monkeypatch):
         from sanitizer.encoders import minilm

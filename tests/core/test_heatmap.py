@@ -5,9 +5,9 @@ import re
 import pytest
 import torch
 
-from sanitizer import heatmap
-from sanitizer.heatmap import Word
-from sanitizer.model import THRESHOLD
+from sanitizer.model.sanitizer import THRESHOLD
+from sanitizer.render import heatmap
+from sanitizer.text.words import Word
 
 ESCAPE = re.compile(r"\x1b\[[0-9;]*m")
 

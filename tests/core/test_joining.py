@@ -1,9 +1,8 @@
-"""Encodings joined, exchanged and blended."""
+"""EncodedDataset joined, exchanged and blended."""
 
 import pytest
 import torch
-
-from sanitizer.joining import blend, encode, exchanged, select
+from sanitizer.encoders.joining import blend, encode, exchanged, select
 
 
 @pytest.fixture
@@ -17,17 +16,17 @@ def test_encode_keeps_the_order(tiny):
     for i in (0, 1, 44):
         alone = tiny.encode([texts[i]])
         assert whole.tokens[i][: len(alone.tokens[0])] == alone.tokens[0]
-        torch.testing.assert_close(whole.rows[i][whole.mask[i]], alone.rows[0][alone.mask[0]])
+        torch.testing.assert_close(whole.embeddings[i][whole.mask[i]], alone.embeddings[0][alone.mask[0]])
 
 
 def test_blend_goes_from_one_encoding_to_the_other(tiny):
     before, after = encode(tiny, ["a crimson dress"]), encode(tiny, ["a long green summer dress"])
     start, half, end = (blend(before, after, strength) for strength in (0.0, 0.5, 1.0))
-    assert torch.equal(start.rows, before.rows) and torch.equal(start.mask, before.mask)
-    assert torch.equal(end.rows, after.rows) and torch.equal(end.mask, after.mask)
+    assert torch.equal(start.embeddings, before.embeddings) and torch.equal(start.mask, before.mask)
+    assert torch.equal(end.embeddings, after.embeddings) and torch.equal(end.mask, after.mask)
     dress = before.tokens[0].index("dress")
-    middle = (before.rows[0, dress] + after.rows[0, after.tokens[0].index("dress")]) / 2
-    torch.testing.assert_close(half.rows[0, dress], middle)
+    middle = (before.embeddings[0, dress] + after.embeddings[0, after.tokens[0].index("dress")]) / 2
+    torch.testing.assert_close(half.embeddings[0, dress], middle)
     assert torch.equal(half.mask, before.mask) and half.tokens == before.tokens
 
 
@@ -37,14 +36,14 @@ def test_exchanged_keeps_the_others_bit_for_bit(tiny_encoder, geometry):
     e = encoder.encode(["a fox", "two dogs in the garden", "red"])
     other = encoder.encode(["an old and rather long prompt about boats"])
     out = exchanged(e, [1], other)
-    length = e.rows.shape[1]
+    length = e.embeddings.shape[1]
     for b in (0, 2):
-        assert torch.equal(out.rows[b, :length], e.rows[b]) and not out.rows[b, length:].any()
+        assert torch.equal(out.embeddings[b, :length], e.embeddings[b]) and not out.embeddings[b, length:].any()
         assert torch.equal(out.mask[b, :length], e.mask[b]) and not out.mask[b, length:].any()
         assert torch.equal(out.pooled[b], e.pooled[b])
     again = select(out, [1])
     seen = other.mask[0]
-    assert torch.equal(again.rows[0, : len(seen)][seen], other.rows[0][seen])
+    assert torch.equal(again.embeddings[0, : len(seen)][seen], other.embeddings[0][seen])
     assert torch.equal(again.pooled, other.pooled)
     assert again.tokens[0][: len(seen)] == other.tokens[0]
-    assert {len(own) for own in out.tokens} == {out.rows.shape[1]} == {len(own) for own in out.offsets}
+    assert {len(own) for own in out.tokens} == {out.embeddings.shape[1]} == {len(own) for own in out.offsets}

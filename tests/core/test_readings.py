@@ -5,23 +5,23 @@ import time
 
 import pytest
 
-from sanitizer.concepts import load_concepts
-from sanitizer.obfuscation import OBFUSCATIONS
-from sanitizer.readings import Reader, whole_words
-from sanitizer.templates import load_templates
+from sanitizer.prompts.concepts import load_concepts
+from sanitizer.prompts.obfuscation import OBFUSCATIONS
+from sanitizer.prompts.templates import load_templates
+from sanitizer.text.deobfuscate import Deobfuscator, whole_words
 
 PHRASES = ["a naked woman on a beach", "two naked men", "naked breasts", "a bloody corpse", "photo of a naked man"]
 
 
 @pytest.fixture(scope="module")
 def reader():
-    return Reader.from_concepts(load_concepts(), load_templates())
+    return Deobfuscator.from_concepts(load_concepts(), load_templates())
 
 
 @pytest.fixture(scope="module")
 def small():
     """A few words, so that what is repaired to what does not hang on the concept files."""
-    return Reader(
+    return Deobfuscator(
         ["woman", "man", "a", "photo", "of", "need", "pen", "is", "stabbing", "naked"] * 9, ["naked", "stabbing"]
     )
 
@@ -122,15 +122,15 @@ def test_words_that_the_encoder_knows_are_left_alone(small):
 
 
 def test_two_ordinary_words_are_not_joined():
-    reader = Reader(["pen", "is", "red", "unsafe"] * 9, ["penis"])
+    reader = Deobfuscator(["pen", "is", "red", "unsafe"] * 9, ["penis"])
     assert reader.read("the pen is red") == "the pen is red"
     assert reader.read("pe nis") == "penis"
 
 
 def test_held_out_words_are_unknown_where_they_shall_be():
     concepts, templates = load_concepts(), load_templates()
-    every = Reader.from_concepts(concepts, templates).vocabulary
-    fair = Reader.from_concepts(concepts, templates, held_out=False).vocabulary
+    every = Deobfuscator.from_concepts(concepts, templates).vocabulary
+    fair = Deobfuscator.from_concepts(concepts, templates, held_out=False).vocabulary
     seen = {
         word
         for concept in concepts

@@ -2,8 +2,8 @@
 
 import pytest
 
-from sanitizer.heatmap import Word
-from sanitizer.rewording import find_spans, put
+from sanitizer.text.rewrite import find_spans, put
+from sanitizer.text.words import Word
 
 
 def scored(text, scores):

@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from sanitizer import encodings
-from sanitizer.concepts import load_concepts, parse_custom_concept
 from sanitizer.encoders import Encoding
-from sanitizer.encodings import batch_size, encode_all
 from sanitizer.errors import SanitizerError
-from sanitizer.probes import Probe, area_under_curve, caught_at
-from sanitizer.report import Report
-from sanitizer.training import fit
+from sanitizer.prompts.concepts import load_concepts, parse_custom_concept
+from sanitizer.training import dataset as encodings
+from sanitizer.training.dataset import batch_size, encode_all
+from sanitizer.training.fit import fit
+from sanitizer.training.probes import Probe, area_under_curve, caught_at
+from sanitizer.training.report import Report
 
 SMALL = {"examples": 150, "steps": 20}
 
@@ -41,7 +41,7 @@ def test_it_trains_under_inference_mode_as_comfyui_runs_nodes(tiny_encoder, tiny
     with torch.inference_mode():
         sanitizer, _ = fit(tiny_encoder(), [tiny_concept], **SMALL)
         e = tiny_encoder().encode(["a crimson woman"])
-        sanitizer.sanitize(e.rows, e.mask)
+        sanitizer.sanitize(e.embeddings, e.mask)
     assert not any(p.is_inference() for p in sanitizer.parameters())
 
 
@@ -81,7 +81,7 @@ def test_an_encoder_that_puts_out_nan_is_refused(tiny_encoder, tiny_concept):
     class Broken(tiny_encoder):
         def encode(self, prompts):
             e = super().encode(prompts)
-            return Encoding(e.rows * float("nan"), e.mask, e.pooled, e.tokens, e.offsets)
+            return Encoding(e.embeddings * float("nan"), e.mask, e.pooled, e.tokens, e.offsets)
 
     with pytest.raises(SanitizerError, match="NaN"):
         fit(Broken(), [tiny_concept], **SMALL)
@@ -117,15 +117,15 @@ def test_dead_channels_are_left_alone(tiny_encoder, tiny_concept):
     class Dead(tiny_encoder):
         def encode(self, prompts):
             e = super().encode(prompts)
-            e.rows[..., 3] = 5.0
+            e.embeddings[..., 3] = 5.0
             return e
 
     encoder = Dead()
     sanitizer, _ = fit(encoder, [tiny_concept], **SMALL)
     e = encoder.encode(["a crimson woman"])
-    out = sanitizer.sanitize(e.rows, e.mask, threshold=0.0)
+    out = sanitizer.sanitize(e.embeddings, e.mask, threshold=0.0)
     assert out.changed.any()
-    assert torch.equal(out.rows[..., 3], e.rows[..., 3])
+    assert torch.equal(out.embeddings[..., 3], e.embeddings[..., 3])
 
 
 def test_constant_leading_rows_are_found(causal, masked):
@@ -155,13 +155,13 @@ def test_a_custom_concept_takes_the_same_path(tiny_encoder):
 def test_youth_is_scored_but_never_erased_and_lowers_thresholds(tiny_encoder):
     from dataclasses import replace
 
-    from sanitizer.model import ConceptSpec
+    from sanitizer.model.sanitizer import ConceptSpec
 
     sanitizer, _ = fit(tiny_encoder(), load_concepts(["nudity"]), examples=600, steps=30)
     assert sanitizer.concepts == ("nudity", "youth") and sanitizer.erasable == ("nudity",)
     with pytest.raises(SanitizerError, match="youth"):
         e = tiny_encoder().encode(["a"])
-        sanitizer.sanitize(e.rows, e.mask, concepts=["youth"])
+        sanitizer.sanitize(e.embeddings, e.mask, concepts=["youth"])
     # A score just under the threshold fires when youth is present, and only then.
     sanitizer.config = replace(
         sanitizer.config, concepts=(ConceptSpec("nudity"), ConceptSpec("youth", True, {"nudity": 2.0}))

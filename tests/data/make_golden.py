@@ -5,17 +5,23 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from sanitizer.artifact import save
-from sanitizer.config import ConceptSpec, SanitizerConfig
 from sanitizer.encoders import Fingerprint
-from sanitizer.model import EmbeddingSanitizer
+from sanitizer.model.artifact import save
+from sanitizer.model.config import ConceptSpec, SanitizerConfig
+from sanitizer.model.sanitizer import EmbeddingSanitizer
 
 if __name__ == "__main__":
     folder = Path(__file__).resolve().parent
     torch.manual_seed(0)
     config = SanitizerConfig(
         (ConceptSpec("golden"), ConceptSpec("youth", True, {"golden": 2.0})),
-        width=6, window=16, constant_rows=1, score_width=8, erase_width=8, erase_blocks=1, rank=3,
+        width=6,
+        window=16,
+        constant_rows=1,
+        score_width=8,
+        erase_width=8,
+        erase_blocks=1,
+        rank=3,
     )
     info = {
         "encoder": Fingerprint("golden", 6, 0, "0" * 64).to_dict(),
@@ -41,8 +47,12 @@ if __name__ == "__main__":
     out = sanitizer.sanitize(rows, mask)
     save(sanitizer, folder / "golden_v1.safetensors")
     save_file(
-        {"rows": rows.contiguous(), "mask": mask.to(torch.uint8).contiguous(), "sanitized": out.rows.contiguous(),
-         "prompt_scores": out.scores.prompt},
+        {
+            "rows": rows.contiguous(),
+            "mask": mask.to(torch.uint8).contiguous(),
+            "sanitized": out.embeddings.contiguous(),
+            "prompt_scores": out.scores.prompt,
+        },
         folder / "golden_v1_output.safetensors",
     )
     print(out.flagged, out.scores.prompt)

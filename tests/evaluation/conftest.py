@@ -58,7 +58,7 @@ class Nothing:
         from evaluation.base import Treated
 
         e = batch.encoding
-        return Treated(e.rows, e.mask, e.pooled, torch.zeros(len(batch.prompts), dtype=torch.bool))
+        return Treated(e.embeddings, e.mask, e.pooled, torch.zeros(len(batch.prompts), dtype=torch.bool))
 
 
 class Words(Nothing):
@@ -85,7 +85,7 @@ class Words(Nothing):
 
         e, hit = batch.encoding, self.score(batch) > 0
         amount = (hit * strength / 2)[:, None, None]
-        rows = torch.where(amount > 0, e.rows * (1 - amount), e.rows)
+        rows = torch.where(amount > 0, e.embeddings * (1 - amount), e.embeddings)
         return Treated(rows, e.mask, e.pooled, hit if strength else torch.zeros_like(hit))
 
 

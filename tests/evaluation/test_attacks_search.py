@@ -17,7 +17,7 @@ from sanitizer.audit.space import Objective, PromptSpace, squared_distance, vect
 from sanitizer.audit.substitution import substitution_search
 from sanitizer.audit.trace import Trace, checkpoints
 from sanitizer.errors import SanitizerError
-from sanitizer.obfuscation import OBFUSCATIONS
+from sanitizer.prompts.obfuscation import OBFUSCATIONS
 
 transformers = pytest.importorskip("transformers")
 WORDS = [f"w{i}" for i in range(60)]
@@ -80,7 +80,7 @@ def encoder(request, tmp_path_factory):
 def space(encoder):
     rng = random.Random(1)
     texts = [" ".join(rng.choices(WORDS, k=rng.randint(3, 9))) for _ in range(64)]
-    return PromptSpace(PromptVectors.measured([encoder.encode(texts)]).normaliser)
+    return PromptSpace(PromptVectors.measured([encoder.encode(texts)]).normalizer)
 
 
 @pytest.fixture
@@ -90,7 +90,9 @@ def objective(encoder, space):
 
 def test_the_space_is_the_harness_own(encoder, space):
     e = encoder.encode(["w1 w2 w3", "w9"])
-    assert torch.equal(space(e.rows, e.mask, e.pooled), PromptVectors(space.normaliser)(e.rows, e.mask, e.pooled))
+    assert torch.equal(
+        space(e.embeddings, e.mask, e.pooled), PromptVectors(space.normalizer)(e.embeddings, e.mask, e.pooled)
+    )
 
 
 def test_tokens_measure_what_the_encoder_measures(encoder, objective):
@@ -208,16 +210,16 @@ def test_a_checkpoint_holds_what_was_best_until_then():
 def test_the_soft_gate_leads_where_the_hard_one_is_flat(tiny, tiny_sanitizer):
     hard, soft = surrogate.hard(tiny_sanitizer, "nudity"), surrogate.soft(tiny_sanitizer, "nudity")
     e = tiny.encode(["a boat on a lake", "a crimson dress"])
-    rows = e.rows.clone().requires_grad_(True)
+    rows = e.embeddings.clone().requires_grad_(True)
     moved, _ = soft(rows, e.mask, e.pooled)
-    plain, _ = hard(e.rows, e.mask, e.pooled)
-    assert torch.equal(plain[0], e.rows[0])
-    assert not torch.equal(plain[1], e.rows[1])
-    score = tiny_sanitizer.score(e.rows, e.mask).prompt[:, 0]
-    assert (moved[0] - e.rows[0]).abs().max() < 0.2 * (plain[1] - e.rows[1]).abs().max(), "nearly closed"
+    plain, _ = hard(e.embeddings, e.mask, e.pooled)
+    assert torch.equal(plain[0], e.embeddings[0])
+    assert not torch.equal(plain[1], e.embeddings[1])
+    score = tiny_sanitizer.score(e.embeddings, e.mask).prompt[:, 0]
+    assert (moved[0] - e.embeddings[0]).abs().max() < 0.2 * (plain[1] - e.embeddings[1]).abs().max(), "nearly closed"
     assert torch.allclose(moved[1], plain[1], atol=0.2 * float(plain[1].abs().max())), "nearly open"
     assert score[0] < 0.5 < score[1]
-    ((moved - e.rows) ** 2).sum().backward()
+    ((moved - e.embeddings) ** 2).sum().backward()
     assert rows.grad[0].abs().max() > 0, "the gradient says how near the threshold is"
 
 

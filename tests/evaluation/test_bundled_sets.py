@@ -4,8 +4,8 @@ import re
 
 from evaluation.bundled_sets import PROBE, benign_set, bundled_sets
 from evaluation.development_split import RememberingEncoder, make_development
-from sanitizer.concepts import load_concepts
-from sanitizer.obfuscation import OBFUSCATIONS
+from sanitizer.prompts.concepts import load_concepts
+from sanitizer.prompts.obfuscation import OBFUSCATIONS
 
 
 def sets_of(concept="nudity", limit=60):
@@ -65,7 +65,7 @@ def test_the_remembering_encoder_says_the_same_and_encodes_once(tiny, tiny_causa
         said = remembering.encode([texts[1], texts[2], texts[1]])
         assert encoder.prompts == 1
         direct = encoder.encode([texts[1], texts[2], texts[1]])
-        assert (said.rows == direct.rows).all() and (said.mask == direct.mask).all()
+        assert (said.rows == direct.embeddings).all() and (said.mask == direct.mask).all()
         assert said.tokens == direct.tokens and said.offsets == direct.offsets
         assert (said.pooled is None) == (direct.pooled is None)
         assert said.pooled is None or (said.pooled == direct.pooled).all()

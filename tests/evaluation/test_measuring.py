@@ -50,9 +50,9 @@ def test_a_paired_set(tiny, fitted, nothing, vectors):
     assert "scores" not in none.tensors and "hit" not in none.tensors
     assert ours.tensors["vectors"].shape[0] == 3 and ours.tensors["safe_vectors"].shape[0] == 0
     e = tiny.encode(UNSAFE[1:2])
-    halved = vectors(e.rows / 2, e.mask, None)
+    halved = vectors(e.embeddings / 2, e.mask, None)
     assert torch.allclose(ours.tensors["vectors"][1:2].float(), halved, atol=0.02)
-    assert torch.allclose(raw.tensors["vectors"][1:2].float(), vectors(e.rows, e.mask, None), atol=0.02)
+    assert torch.allclose(raw.tensors["vectors"][1:2].float(), vectors(e.embeddings, e.mask, None), atol=0.02)
     assert ours.tensors["hit"].tolist() == [1, 1, 1, 1]
     assert ours.tensors["chance"].tolist() == pytest.approx([2 / 6, 1 / 2, 1 / 14, 1.0])
     assert len(ours.info["cost"]) == 1 and ours.info["cost"][0] > 0
@@ -70,29 +70,29 @@ def test_strengths(tiny, fitted, vectors):
     part = measure_strengths(tiny, vectors, UNSAFE, fitted)
     e = tiny.encode(UNSAFE)
     assert part.tensors["vectors"].shape == (len(STRENGTHS), 4, 64)
-    assert torch.equal(part.tensors["vectors"][0], vectors(e.rows, e.mask, None).half())
+    assert torch.equal(part.tensors["vectors"][0], vectors(e.embeddings, e.mask, None).half())
     steps = (part.tensors["vectors"].float() - part.tensors["vectors"][0].float()).norm(dim=2)
     assert (steps[1:, :3] > steps[:-1, :3]).all() and (steps[:, 3] == 0).all()
 
 
 def test_identity_looks_at_what_is_visible(tiny, tiny_causal):
     e = tiny.encode(["a dog", "a dog and a cat"])
-    same = Treated(e.rows, e.mask, None, torch.zeros(2, dtype=torch.bool))
+    same = Treated(e.embeddings, e.mask, None, torch.zeros(2, dtype=torch.bool))
     assert identical(e, same).all()
     # Two more rows of padding are no change; one more visible row is.
-    longer = torch.nn.functional.pad(e.rows, (0, 0, 0, 2))
+    longer = torch.nn.functional.pad(e.embeddings, (0, 0, 0, 2))
     mask = torch.nn.functional.pad(e.mask, (0, 2))
     assert identical(e, same._replace(rows=longer, mask=mask)).all()
     mask[0, 6] = True
     assert identical(e, same._replace(rows=longer, mask=mask)).tolist() == [False, True]
-    changed = e.rows.clone()
+    changed = e.embeddings.clone()
     changed[1, 2, 3] += 1e-6
     assert identical(e, same._replace(rows=changed)).tolist() == [True, False]
-    hidden = e.rows.clone()
+    hidden = e.embeddings.clone()
     hidden[0, -1] = 7.0
     assert not e.mask[0, -1] and identical(e, same._replace(rows=hidden)).all()
     e = tiny_causal.encode(["a dog"])
-    assert not identical(e, Treated(e.rows, e.mask, e.pooled + 1e-3, torch.ones(1, dtype=torch.bool))).any()
+    assert not identical(e, Treated(e.embeddings, e.mask, e.pooled + 1e-3, torch.ones(1, dtype=torch.bool))).any()
 
 
 def test_a_piece_of_the_differing_word_counts():

@@ -11,12 +11,12 @@ def test_the_word_table_keeps_the_rules_of_encoders():
     encoder = memory.WordTable(16, 12)
     prompts = ["a red bus", "", "many words " * 20]
     e = encoder.encode(prompts)
-    assert e.rows.shape == (3, 12, 16)
-    assert e.rows.dtype == torch.float32
+    assert e.embeddings.shape == (3, 12, 16)
+    assert e.embeddings.dtype == torch.float32
     assert all(len(tokens) == len(spans) == 12 for tokens, spans in zip(e.tokens, e.offsets, strict=True))
     assert [prompts[0][a:b] for a, b in e.offsets[0][1:4]] == ["a", "red", "bus"]
-    assert torch.equal(encoder.encode(prompts[:1]).rows, e.rows[:1])
-    assert not torch.allclose(e.rows[0, 5], e.rows[1, 5]), "padding depends on the prompt"
+    assert torch.equal(encoder.encode(prompts[:1]).rows, e.embeddings[:1])
+    assert not torch.allclose(e.embeddings[0, 5], e.embeddings[1, 5]), "padding depends on the prompt"
 
 
 def test_it_trains_and_prints_the_peak(capsys):

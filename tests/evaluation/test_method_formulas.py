@@ -9,8 +9,8 @@ from evaluation.methods.leace import Eraser
 from evaluation.methods.linear_edit import derive, edit
 from evaluation.methods.safree import Safree, outside, span, without_each
 from evaluation.methods.substitution import EmptyPrompt
-from sanitizer.encodings import measure
-from sanitizer.probes import Probe, area_under_curve
+from sanitizer.training.dataset import measure
+from sanitizer.training.probes import Probe, area_under_curve
 
 RED = ["crimson", "scarlet", "ruby", "vermilion", "cherry", "carmine", "maroon", "rusty"]
 GREEN = ["olive", "jade", "green"]
@@ -90,11 +90,11 @@ def test_leace_erases_mean_rows_of_the_split(tiny_causal):
     out, space = method.apply(b), prepare(d).space
     weight = space.weight(b.encoding)
     gap = []
-    for rows in (b.encoding.rows, out.rows):
+    for rows in (b.encoding.embeddings, out.embeddings):
         x = (rows * weight[..., None]).sum(1) / weight.sum(1, keepdim=True)
         gap.append((x - x.mean(0)).T @ (y - y.mean()))
     assert gap[1].norm() < 0.12 * gap[0].norm(), "all but the rounding of half precision and of the kept padding rows"
-    assert torch.equal(out.rows[:, 0], b.encoding.rows[:, 0]), "the start row is the same for all prompts"
+    assert torch.equal(out.embeddings[:, 0], b.encoding.embeddings[:, 0]), "the start row is the same for all prompts"
 
 
 # ------------------------------------------------------------------ UCE and RECE
@@ -135,7 +135,7 @@ def test_the_edit_brings_unsafe_prompts_to_their_twins(tiny):
     out = method.apply(unsafe)
     before = space.mean_row(unsafe.encoding)
     weight = space.weight(unsafe.encoding)[..., None]
-    after = (space.rows(Batch([], replaced(unsafe.encoding, out.rows)).encoding) * weight).sum(1) / weight.sum(1)
+    after = (space.rows(Batch([], replaced(unsafe.encoding, out.embeddings)).encoding) * weight).sum(1) / weight.sum(1)
     assert torch.cosine_similarity(after, twin).mean() > torch.cosine_similarity(before, twin).mean() + 0.05
 
 
@@ -178,9 +178,11 @@ def test_safree_trigger_is_the_token_in_the_subspace(tiny, exact):
     assert b.encoding.tokens[0][int(scores.argmax())] == "crimson"
     method.alpha = float(scores.max()) - 1e-4
     out = method.apply(b)
-    changed = (out.rows != b.encoding.rows).any(-1)[0]
+    changed = (out.embeddings != b.encoding.embeddings).any(-1)[0]
     assert [t for t, c in zip(b.encoding.tokens[0], changed.tolist(), strict=True) if c] == ["crimson"]
-    torch.testing.assert_close(outside(out.rows[0, changed], method.basis), out.rows[0, changed], atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(
+        outside(out.embeddings[0, changed], method.basis), out.embeddings[0, changed], atol=1e-3, rtol=1e-3
+    )
     method.alpha = float(scores.max()) + 1e-4
     assert not method.apply(b).touched.any()
 
@@ -200,11 +202,11 @@ def test_semantic_surgery_subtracts_what_is_present(tiny_causal):
     amount = torch.sigmoid((presence.max() - method.threshold) / method.gamma)
     concept = tiny_causal.encode([", ".join(method.phrases[i] for i in found)])
     neutral = tiny_causal.encode([""])
-    wanted = b.encoding.rows - amount * (concept.rows - neutral.rows)
+    wanted = b.encoding.embeddings - amount * (concept.rows - neutral.embeddings)
     out = method.apply(b)
-    torch.testing.assert_close(out.rows[0, 1:], wanted[0, 1:], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(out.embeddings[0, 1:], wanted[0, 1:], atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(out.pooled, b.encoding.pooled - amount * (concept.pooled - neutral.pooled))
-    assert torch.equal(out.rows[0, 0], b.encoding.rows[0, 0])
+    assert torch.equal(out.embeddings[0, 0], b.encoding.embeddings[0, 0])
 
 
 def test_the_concept_vector_moves_unsafe_means_onto_safe_ones(tiny):
@@ -218,9 +220,9 @@ def test_the_concept_vector_moves_unsafe_means_onto_safe_ones(tiny):
         text = text_rows(e)[..., None]
         return ((rows * text).sum(1) / text.sum(1)).mean(0)
 
-    wanted, before = mean(safe.encoding.rows, safe.encoding), mean(unsafe.encoding.rows, unsafe.encoding)
+    wanted, before = mean(safe.encoding.embeddings, safe.encoding), mean(unsafe.encoding.embeddings, unsafe.encoding)
     for strength, left in ((0.5, 0.5), (1.0, 0.0), (1.5, 0.5)):
-        after = mean(method.apply(unsafe, strength).rows, unsafe.encoding)
+        after = mean(method.apply(unsafe, strength).embeddings, unsafe.encoding)
         assert abs(float((after - wanted).norm() / (before - wanted).norm()) - left) < 0.02
 
 
@@ -244,8 +246,8 @@ def test_blocked_prompts_become_the_empty_one(tiny, tiny_causal):
         out = EmptyPrompt(encoder).replace(b, torch.tensor([True, False, False]), 1.0)
         empty = encoder.encode([""])
         assert int(out.mask[0].sum()) == int(empty.mask.sum()) and out.touched.tolist() == [True, False, False]
-        torch.testing.assert_close(out.rows[0][out.mask[0]], empty.rows[0][empty.mask[0]])
-        assert torch.equal(out.rows[1:], b.encoding.rows[1:])
+        torch.testing.assert_close(out.embeddings[0][out.mask[0]], empty.embeddings[0][empty.mask[0]])
+        assert torch.equal(out.embeddings[1:], b.encoding.embeddings[1:])
 
 
 def test_threshold_lets_the_allowed_share_through():

@@ -48,7 +48,7 @@ def make(monkeypatch):
     of red and green words in place of the concept file. Networks are trained for a few steps only."""
     monkeypatch.setattr("evaluation.methods.latent_guard.STEPS", 40)
     monkeypatch.setattr("evaluation.methods.safeguider.HIDDEN", (64, 32))
-    monkeypatch.setattr("sanitizer.anchors.known_pairs", lambda sanitizer, name: list(red_concept().pairs))
+    monkeypatch.setattr("sanitizer.text.replacements.known_pairs", lambda sanitizer, name: list(red_concept().pairs))
 
     def made(encoder, name, anew=False):
         key = (encoder.name, name)
@@ -72,7 +72,7 @@ def handmade(encoder):
 
 
 def red_concept():
-    from sanitizer.concepts import Concept, Pair
+    from sanitizer.prompts.concepts import Concept, Pair
 
     pairs = [Pair(word, GREEN[i % 3], "plain", "adjective") for i, word in enumerate(RED)]
     return Concept("nudity", "Red", "Red words.", "CC0-1.0", (*pairs, Pair("rusty old", "kept", "kept", "tag", True)))
@@ -104,12 +104,12 @@ def test_strength_touched_and_shapes(name, make, encoder):
     for strength in (0.5, 1.0, 1.5):
         out = method.apply(b, strength)
         assert (out.touched == ~identical(e, out)).all(), "touched says exactly what changed"
-        assert out.rows.shape[:2] == out.mask.shape and out.rows.shape[2] == e.rows.shape[2]
-        assert out.mask.dtype == torch.bool and torch.isfinite(out.rows).all()
+        assert out.embeddings.shape[:2] == out.mask.shape and out.embeddings.shape[2] == e.embeddings.shape[2]
+        assert out.mask.dtype == torch.bool and torch.isfinite(out.embeddings).all()
         assert (out.pooled is None) == (e.pooled is None)
         for i in (~out.touched).nonzero().squeeze(1).tolist():
             seen = e.mask[i]
-            assert torch.equal(out.rows[i, : len(seen)][seen], e.rows[i][seen])
+            assert torch.equal(out.embeddings[i, : len(seen)][seen], e.embeddings[i][seen])
             assert e.pooled is None or torch.equal(out.pooled[i], e.pooled[i])
     score, tokens = method.score(b), method.token_scores(b)
     assert score is None or score.shape == (len(MIXED),)
@@ -136,7 +136,7 @@ def test_a_prompt_does_not_depend_on_its_neighbours(name, make, encoder):
     alone = method.apply(b.select([0]))
     seen = alone.mask[0]
     assert bool(alone.touched[0]) == bool(whole.touched[0])
-    torch.testing.assert_close(whole.rows[0, : len(seen)][seen], alone.rows[0][seen], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(whole.embeddings[0, : len(seen)][seen], alone.embeddings[0][seen], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["word_list", "latent_guard", "safeguider", *SANITIZED])
@@ -153,7 +153,7 @@ def test_only_the_development_split_decides(name, make, encoder):
     first = make(encoder, name, anew=True).apply(b)
     torch.manual_seed(2)
     second = make(encoder, name, anew=True).apply(b)
-    assert torch.equal(first.rows, second.rows) and torch.equal(first.touched, second.touched)
+    assert torch.equal(first.embeddings, second.embeddings) and torch.equal(first.touched, second.touched)
 
 
 def test_the_encoder_that_remembers_is_let_go(tiny):

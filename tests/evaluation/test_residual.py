@@ -53,11 +53,11 @@ def test_vectors_do_not_see_padding_or_the_start_row(tiny, tiny_causal):
     for encoder in (tiny, tiny_causal):
         e = encoder.encode(texts)
         vectors = PromptVectors.measured([e])
-        together = vectors(e.rows, e.mask, e.pooled)
+        together = vectors(e.embeddings, e.mask, e.pooled)
         alone = encoder.encode(texts[:1])
-        assert torch.allclose(together[:1], vectors(alone.rows, alone.mask, alone.pooled), atol=1e-4)
+        assert torch.allclose(together[:1], vectors(alone.embeddings, alone.mask, alone.pooled), atol=1e-4)
         assert together.shape == (4, 2 * encoder.width + encoder.pooled_width)
         assert vectors.width == encoder.width
-    changed = e.rows.clone()
+    changed = e.embeddings.clone()
     changed[:, 0] *= 1.001  # The start row, which is the same for all prompts and carries none.
     assert torch.equal(vectors(changed, e.mask, e.pooled), together)

@@ -43,7 +43,7 @@ def comfy_modules():
 
 @pytest.fixture(scope="session")
 def pack(comfy_modules):
-    """The pack under a name that is no import path, as in ComfyUI; `pack("nodes.tokens")` gives a module of it."""
+    """The pack under a name that is no import path, as in ComfyUI; `pack("nodes")` gives a module of it."""
     name = "/custom_nodes/embedding sanitizer"
     name = name.replace(".", "_x_")
     _load(PACK, name)
@@ -57,7 +57,7 @@ def pack(comfy_modules):
 @pytest.fixture
 def models(pack, comfy_modules, tmp_path, monkeypatch):
     """An empty model folder `sanitizers`, and nothing shipped."""
-    folders = pack("nodes.folders")
+    folders = pack("nodes.adapter.folders")
     monkeypatch.setattr(comfy_modules.folder_paths, "models_dir", str(tmp_path))
     monkeypatch.setattr(folders, "SHIPPED", tmp_path / "weights")
     monkeypatch.setitem(comfy_modules.folder_paths.folder_names_and_paths, folders.KIND, ([], set()))
@@ -82,7 +82,7 @@ def run():
 @pytest.fixture(scope="session")
 def make_sanitizer(pack):
     """An untrained sanitizer whose score net says what the test wants: `logit` for every prompt."""
-    model = pack("sanitizer.model")
+    model = pack("sanitizer.model.sanitizer")
     base = pack("sanitizer.encoders.base")
 
     def make(width=8, pooled=4, logit=4.0, concepts=("nudity", "violence"), fingerprint=None):
@@ -113,8 +113,8 @@ def loaded(pack, models, make_sanitizer):
 
     def load(name="toy", concepts=None, **options):
         path = models / f"{name}.safetensors"
-        pack("sanitizer.artifact").save(make_sanitizer(**options), path)
-        return pack("nodes.loaded").LoadedSanitizer.load(path, concepts)
+        pack("sanitizer.model.artifact").save(make_sanitizer(**options), path)
+        return pack("nodes.adapter.handle").LoadedSanitizer.load(path, concepts)
 
     return load
 

@@ -57,10 +57,10 @@ class _Tokenizer:
     def tokenize_with_weights(self, text, return_word_ids=False, **_options):
         ids = self.clip_l.tokenizer(text, add_special_tokens=False)["input_ids"]
         chunks = []
-        room = self.layout.rows - 2
+        room = self.layout.length - 2
         for first in range(0, max(1, len(ids)), room):
             own = [101, *ids[first : first + room], 102]
-            padding = self.layout.rows - len(own) if self.layout.fixed else 0
+            padding = self.layout.length - len(own) if self.layout.fixed else 0
             chunks.append([(token, 1.0) for token in own + [102] * padding])
         return {"l": chunks}
 

@@ -6,7 +6,7 @@ import torch
 
 @pytest.fixture(scope="module")
 def conditioning(pack):
-    return pack("nodes.conditioning")
+    return pack("nodes.adapter.conditioning")
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def test_controlnet_text_is_a_part_of_its_own(conditioning):
     rows, pooled = torch.randn(1, 5, 8), torch.randn(1, 4)
     found = conditioning.parts(entry(cross_attn_controlnet=rows, pooled_output_controlnet=pooled))
     assert [part.keys[0] for part in found] == ["cond", "cross_attn_controlnet"]
-    assert found[1].rows is rows
+    assert found[1].embeddings is rows
     assert found[1].pooled is pooled
 
 

@@ -8,7 +8,7 @@ PROMPTS = ["a red boat", "a nude woman on a boat", "", "x" * 400, "two cups of t
 
 @pytest.fixture(scope="module")
 def encoder(pack, clip):
-    return pack("nodes.comfy_encoder").ComfyTextEncoder(clip)
+    return pack("nodes.adapter.clip").ComfyTextEncoder(clip)
 
 
 def test_batch_equals_one_by_one(encoder, clip):
@@ -17,15 +17,15 @@ def test_batch_equals_one_by_one(encoder, clip):
         with torch.inference_mode():
             alone = clip.encode_from_tokens(clip.tokenize(prompt))
         rows = alone.shape[1]
-        torch.testing.assert_close(encoding.rows[index, :rows], alone[0], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(encoding.embeddings[index, :rows], alone[0], atol=1e-4, rtol=1e-4)
         assert encoding.mask[index].sum() == rows
-        assert not encoding.rows[index, rows:].any()
+        assert not encoding.embeddings[index, rows:].any()
 
 
 def test_equals_the_embedded_encoder_itself(encoder, pack):
     own = pack("sanitizer.encoders").load_encoder("minilm-causal").encode(PROMPTS)
     encoding = encoder.encode(PROMPTS)
-    torch.testing.assert_close(encoding.rows, own.rows.cpu(), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(encoding.embeddings, own.embeddings.cpu(), atol=1e-4, rtol=1e-4)
     assert encoding.tokens == own.tokens
     assert encoding.offsets[1] == own.offsets[1]
 
@@ -42,6 +42,6 @@ def test_sanitizer_in_front_is_left_out(run, pack, clip, loaded, encoder):
     sanitizer = loaded(width=384, pooled=0, fingerprint=encoder.fingerprint)
     node = pack("nodes.sanitize_clip").SanitizeCLIP
     sanitized = run(node, clip=clip, sanitizer=sanitizer, strength=1.0, threshold=0.5).args[0]
-    inner = pack("nodes.comfy_encoder").ComfyTextEncoder(sanitized)
+    inner = pack("nodes.adapter.clip").ComfyTextEncoder(sanitized)
     assert inner.fingerprint == encoder.fingerprint
     assert torch.equal(inner.encode(["a boat"]).rows, encoder.encode(["a boat"]).rows)

@@ -47,7 +47,7 @@ def test_missing_file(run, load, models, error):
 
 def test_broken_files_give_one_clear_line(run, load, models, error, make_sanitizer, pack):
     good = models / "good.safetensors"
-    pack("sanitizer.artifact").save(make_sanitizer(), good)
+    pack("sanitizer.model.artifact").save(make_sanitizer(), good)
     data = good.read_bytes()
     from safetensors.torch import save
 
@@ -78,7 +78,7 @@ def test_the_node_says_how_much_the_sanitizer_finds(run, load, models, make_sani
             {"name": "violence", "phrases": 10, "flagged": 0.0},
         ]
     }
-    pack("sanitizer.artifact").save(sanitizer, models / "toy.safetensors")
+    pack("sanitizer.model.artifact").save(sanitizer, models / "toy.safetensors")
     out = run(load, sanitizer_name="toy.safetensors", concepts="nudity")
     [message] = out.ui["embedding_sanitizer"]
     assert message["state"] == state
@@ -108,7 +108,7 @@ def test_auto_without_clip_says_what_to_do(run, load, models, error):
 
 
 def test_auto_finds_the_file_of_the_connected_clip(run, load, loaded, clip, pack):
-    fingerprint = pack("nodes.comfy_encoder").ComfyTextEncoder(clip).fingerprint
+    fingerprint = pack("nodes.adapter.clip").ComfyTextEncoder(clip).fingerprint
     loaded(name="other")
     loaded(name="mine", width=384, pooled=0, fingerprint=fingerprint)
     found = run(load, sanitizer_name="auto", concepts="nudity", clip=clip)
@@ -140,7 +140,7 @@ def test_training_saves_and_equal_inputs_load(run, trainer, models, clip):
 
 
 def test_interrupted_training_leaves_nothing(run, trainer, models, clip, comfy_modules, monkeypatch, pack):
-    management = pack("nodes.messages").comfy.model_management
+    management = pack("nodes.adapter.ui").comfy.model_management
     calls = []
 
     def interrupt(*_args):
@@ -148,7 +148,7 @@ def test_interrupted_training_leaves_nothing(run, trainer, models, clip, comfy_m
         if len(calls) == 3:
             management.interrupt_current_processing(True)
 
-    monkeypatch.setattr(pack("nodes.messages").Progress, "say", interrupt)
+    monkeypatch.setattr(pack("nodes.adapter.ui").Progress, "say", interrupt)
     with pytest.raises(management.InterruptProcessingException):
         run(trainer, **training(clip))
     assert list(models.iterdir()) == []
@@ -190,10 +190,10 @@ class SlowEncoder:
     [(1e-5, "full"), (0.005, "two minutes"), (0.03, "enough"), (0.2, "ten minutes"), (2.0, "fewest"), (60.0, "fewest")],
 )
 def test_number_of_examples_fits_the_time_for_encoding(pack, monkeypatch, seconds, chosen):
-    training = pack("nodes.training")
+    training = pack("nodes.adapter.training")
     encoder = SlowEncoder(seconds)
     monkeypatch.setattr(training, "time", encoder)
-    plan = training.choose_examples(encoder, pack("sanitizer.concepts").load_concepts())
+    plan = training.choose_examples(encoder, pack("sanitizer.prompts.concepts").load_concepts())
     every = seconds * (1 + training.CHECKED)
     total = plan.examples * every + training.NORMALISED * seconds
     assert plan.minutes == pytest.approx(total / 60)
@@ -212,7 +212,7 @@ def test_number_of_examples_fits_the_time_for_encoding(pack, monkeypatch, second
 
 
 def test_progress_says_how_long_a_stage_will_take(pack, monkeypatch):
-    messages = pack("nodes.messages")
+    messages = pack("nodes.adapter.ui")
     clock = SlowEncoder(3.0)
     monkeypatch.setattr(messages, "time", clock)
     progress = messages.Progress(None)
@@ -229,18 +229,18 @@ def test_progress_says_how_long_a_stage_will_take(pack, monkeypatch):
 
 
 def test_a_slow_encoder_can_be_interrupted_inside_a_batch(pack, clip, monkeypatch):
-    management = pack("nodes.messages").comfy.model_management
-    encoder = pack("nodes.comfy_encoder").ComfyTextEncoder(clip)
+    management = pack("nodes.adapter.ui").comfy.model_management
+    encoder = pack("nodes.adapter.clip").ComfyTextEncoder(clip)
     management.interrupt_current_processing(True)
     with pytest.raises(management.InterruptProcessingException):
         encoder.encode(["a boat", "a red boat"])
 
 
 def test_the_node_shows_a_table_and_says_what_was_not_measured(pack):
-    reports = pack("sanitizer.report")
+    reports = pack("sanitizer.training.report")
     nudity = reports.ConceptReport("nudity", 8, 0.99, 0.9, 0.75, 1.0, 0.8, None)
     report = reports.Report([nudity, reports.ConceptReport("tea_set", 0)], 20, 0.95)
-    table = pack("nodes.messages").table(report)
+    table = pack("nodes.adapter.ui").table(report)
     assert table["rows"] == [["nudity", "8", "90 %", "75 %", "80 %", "–"]]
     assert len(table["columns"]) == len(table["rows"][0])
     assert "No phrases are held out for tea set" in table["notes"][1]

@@ -13,7 +13,7 @@ def node(pack):
 
 @pytest.fixture
 def sanitizer(pack, loaded, clip):
-    fingerprint = pack("nodes.comfy_encoder").ComfyTextEncoder(clip).fingerprint
+    fingerprint = pack("nodes.adapter.clip").ComfyTextEncoder(clip).fingerprint
     return loaded(width=fingerprint.width, pooled=fingerprint.pooled_width, fingerprint=fingerprint)
 
 
@@ -46,7 +46,7 @@ def test_words_scores_and_flag(run, node, sanitizer, clip):
 
 
 def test_harmless(run, node, pack, loaded, clip):
-    fingerprint = pack("nodes.comfy_encoder").ComfyTextEncoder(clip).fingerprint
+    fingerprint = pack("nodes.adapter.clip").ComfyTextEncoder(clip).fingerprint
     calm = loaded(width=fingerprint.width, pooled=fingerprint.pooled_width, fingerprint=fingerprint, logit=-4.0)
     out = run(node, sanitizer=calm, conditioning=encode(clip, "a boat"), clip=clip, text="a boat")
     assert out.args[4] is False

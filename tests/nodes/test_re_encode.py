@@ -14,7 +14,7 @@ WORD = "crimson"
 
 @pytest.fixture(scope="module")
 def texts(pack):
-    return pack("nodes.re_encoding")
+    return pack("nodes.adapter.clip_rewrite")
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def plain(pack, clip):
     spec = importlib.util.spec_from_file_location("handmade_nodes", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.handmade(pack("nodes.comfy_encoder").ComfyTextEncoder(clip))
+    return module.handmade(pack("nodes.adapter.clip").ComfyTextEncoder(clip))
 
 
 @pytest.fixture
@@ -38,14 +38,14 @@ def sanitizer(pack, models, plain):
 
     def load(concepts=None, pairs=(("crimson", "olive", "plain"),)):
         # Of the pack's own class, which another import of the core is not.
-        model = pack("sanitizer.model")
+        model = pack("sanitizer.model.sanitizer")
         config = model.SanitizerConfig.from_dict(plain.config.to_dict())
         own = model.EmbeddingSanitizer(config, dict(plain.info))
         own.load_state_dict(plain.state_dict())
         if pairs:
             own.info["anchors"] = {"redness": [list(pair) for pair in pairs]}
-        pack("sanitizer.artifact").save(own, models / "redness.safetensors")
-        return pack("nodes.loaded").LoadedSanitizer.load(models / "redness.safetensors", concepts)
+        pack("sanitizer.model.artifact").save(own, models / "redness.safetensors")
+        return pack("nodes.adapter.handle").LoadedSanitizer.load(models / "redness.safetensors", concepts)
 
     return load
 
@@ -97,7 +97,7 @@ def test_strength_acts_on_the_way_and_past_it(run, node, clip, sanitizer):
 
 def test_a_disguised_word_is_read(run, node, clip, sanitizer, monkeypatch, texts, pack):
     own = sanitizer()
-    reader = pack("sanitizer.readings").Reader(["a", "dress"] * 9, [WORD])
+    reader = pack("sanitizer.text.deobfuscate").Deobfuscator(["a", "dress"] * 9, [WORD])
     monkeypatch.setattr(texts, "_reader", lambda: reader)
     raw, _ = encoded(clip, "a cr1ms0n dress")
     assert torch.equal(sanitized(run, node, clip, own, "a cr1ms0n dress", mode="rewrite")[0], raw)
@@ -165,7 +165,7 @@ def test_targets_are_encoded_once_and_no_clip_is_kept(run, node, clip, sanitizer
 def test_two_in_a_row(run, node, clip, sanitizer, loaded, pack):
     """The second one encodes again through the first, so that nothing comes back."""
     own = sanitizer()
-    fingerprint = pack("nodes.comfy_encoder").ComfyTextEncoder(clip).fingerprint
+    fingerprint = pack("nodes.adapter.clip").ComfyTextEncoder(clip).fingerprint
     other = loaded(width=fingerprint.width, pooled=fingerprint.pooled_width, fingerprint=fingerprint)
     first = run(node, clip=clip, sanitizer=other, strength=1.0, threshold=0.5).args[0]
     cond, _ = sanitized(run, node, first, own, "a crimson dress")

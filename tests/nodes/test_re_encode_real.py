@@ -29,7 +29,7 @@ def kind(request, comfy_modules, pack):
 @pytest.mark.parametrize("text", PROMPTS)
 def test_the_text_comes_back(kind, pack, text):
     name, clip = kind
-    texts = pack("nodes.re_encoding")
+    texts = pack("nodes.adapter.clip_rewrite")
     tokens = clip.tokenize(text)
     found = texts.prompt_of(clip, tokens)
     assert found is not None
@@ -40,7 +40,7 @@ def test_the_text_comes_back(kind, pack, text):
 
 def test_a_flagged_prompt_is_encoded_again(kind, pack, loaded, run):
     name, clip = kind
-    fingerprint = pack("nodes.comfy_encoder").ComfyTextEncoder(clip).fingerprint
+    fingerprint = pack("nodes.adapter.clip").ComfyTextEncoder(clip).fingerprint
     sanitizer = loaded(width=fingerprint.width, pooled=fingerprint.pooled_width, fingerprint=fingerprint)
     sanitizer.patcher.model.info["anchors"] = {
         "nudity": [["red", "green", "plain"]],

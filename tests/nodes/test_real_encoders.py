@@ -69,13 +69,13 @@ def kind(request, comfy_modules, pack):
 
 def test_batches_equal_single_prompts(kind, pack):
     _, clip = kind
-    encoder = pack("nodes.comfy_encoder").ComfyTextEncoder(clip)
+    encoder = pack("nodes.adapter.clip").ComfyTextEncoder(clip)
     encoding = encoder.encode(PROMPTS)
     for index, prompt in enumerate(PROMPTS):
         with torch.inference_mode():
             [[cond, extras]] = clip.encode_from_tokens_scheduled(clip.tokenize(prompt))
         rows = cond.shape[1]
-        torch.testing.assert_close(encoding.rows[index, :rows], cond[0].float(), atol=1e-3, rtol=1e-3)
+        torch.testing.assert_close(encoding.embeddings[index, :rows], cond[0].float(), atol=1e-3, rtol=1e-3)
         assert not encoding.mask[index, rows:].any()
         if extras["pooled_output"] is None:
             assert encoding.pooled is None
@@ -85,7 +85,7 @@ def test_batches_equal_single_prompts(kind, pack):
 
 def test_which_are_encoded_in_batches(kind, pack):
     name, clip = kind
-    encoder = pack("nodes.comfy_encoder").ComfyTextEncoder(clip)
+    encoder = pack("nodes.adapter.clip").ComfyTextEncoder(clip)
     encoder.encode(["a boat", "a red boat"])
     # SD3 joins the rows of two encoders, so one prompt's rows are not together in a batch; T5 pads by itself.
     if name != "t5":
@@ -94,7 +94,7 @@ def test_which_are_encoded_in_batches(kind, pack):
 
 def test_words_stand_in_the_right_rows(kind, pack):
     name, clip = kind
-    encoding = pack("nodes.comfy_encoder").ComfyTextEncoder(clip).encode(["a red woman"])
+    encoding = pack("nodes.adapter.clip").ComfyTextEncoder(clip).encode(["a red woman"])
     [tokens], [offsets] = encoding.tokens, encoding.offsets
     words = ["a red woman"[start:end] for start, end in offsets if end]
     # SD3 has the prompt twice, from CLIP and from T5.
@@ -105,7 +105,7 @@ def test_words_stand_in_the_right_rows(kind, pack):
 @pytest.mark.parametrize("kind", ["wan"], indirect=True)
 def test_rows_that_hold_no_text_stay_zero(kind, pack, loaded, run):
     _, clip = kind
-    fingerprint = pack("nodes.comfy_encoder").ComfyTextEncoder(clip).fingerprint
+    fingerprint = pack("nodes.adapter.clip").ComfyTextEncoder(clip).fingerprint
     sanitizer = loaded(width=fingerprint.width, pooled=0, fingerprint=fingerprint)
     with torch.inference_mode():
         given = clip.encode_from_tokens_scheduled(clip.tokenize("a red boat"))
@@ -119,7 +119,7 @@ def test_rows_that_hold_no_text_stay_zero(kind, pack, loaded, run):
 
 def test_both_nodes_agree(kind, pack, loaded, run):
     _, clip = kind
-    fingerprint = pack("nodes.comfy_encoder").ComfyTextEncoder(clip).fingerprint
+    fingerprint = pack("nodes.adapter.clip").ComfyTextEncoder(clip).fingerprint
     sanitizer = loaded(width=fingerprint.width, pooled=fingerprint.pooled_width, fingerprint=fingerprint)
     inputs = {"sanitizer": sanitizer, "strength": 1.0, "threshold": 0.5}
     sanitized = run(pack("nodes.sanitize_clip").SanitizeCLIP, clip=clip, **inputs).args[0]

@@ -19,7 +19,7 @@ def error(pack):
 @pytest.fixture
 def sanitizer(pack, loaded, clip):
     def make(**options):
-        fingerprint = pack("nodes.comfy_encoder").ComfyTextEncoder(clip).fingerprint
+        fingerprint = pack("nodes.adapter.clip").ComfyTextEncoder(clip).fingerprint
         return loaded(width=fingerprint.width, pooled=fingerprint.pooled_width, fingerprint=fingerprint, **options)
 
     return make
@@ -52,7 +52,7 @@ def test_picture_and_figures(run, node, sanitizer, clip, small):
 
 
 def test_interrupt(run, node, sanitizer, clip, small, pack, monkeypatch):
-    management = pack("nodes.messages").comfy.model_management
+    management = pack("nodes.adapter.ui").comfy.model_management
     calls = []
 
     def interrupt(*_args):
@@ -60,7 +60,7 @@ def test_interrupt(run, node, sanitizer, clip, small, pack, monkeypatch):
         if len(calls) == 3:
             management.interrupt_current_processing(True)
 
-    monkeypatch.setattr(pack("nodes.messages").Progress, "say", interrupt)
+    monkeypatch.setattr(pack("nodes.adapter.ui").Progress, "say", interrupt)
     with pytest.raises(management.InterruptProcessingException):
         run(node, clip=clip, sanitizer=sanitizer(concepts=["nudity"]), budget=60, seed=0)
     assert len(calls) == 3

@@ -123,7 +123,7 @@ def test_sanitizer_and_results_live_where_they_should(run, node, loaded):
 @pytest.fixture
 def clip_sanitizer(pack, loaded, clip):
     """A sanitizer for the MiniLM CLIP that fires on everything."""
-    fingerprint = pack("nodes.comfy_encoder").ComfyTextEncoder(clip).fingerprint
+    fingerprint = pack("nodes.adapter.clip").ComfyTextEncoder(clip).fingerprint
     return loaded(width=fingerprint.width, pooled=fingerprint.pooled_width, fingerprint=fingerprint)
 
 
@@ -181,7 +181,7 @@ def test_sanitize_clip_refuses_the_sanitizer_of_another_encoder(run, pack, loade
 
 
 def test_a_lora_makes_another_encoder(pack, clip):
-    encoder = pack("nodes.comfy_encoder").ComfyTextEncoder
+    encoder = pack("nodes.adapter.clip").ComfyTextEncoder
     patched = clip.clone()
     name = next(name for name, tensor in clip.cond_stage_model.state_dict().items() if tensor.ndim == 2)
     shape = clip.cond_stage_model.state_dict()[name].shape

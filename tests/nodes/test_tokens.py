@@ -29,7 +29,7 @@ def chunk(*ids):
 
 @pytest.fixture(scope="module")
 def tokens(pack):
-    return pack("nodes.tokens")
+    return pack("nodes.adapter.tokens")
 
 
 def test_clip_start_end_and_padding_are_blank(tokens):

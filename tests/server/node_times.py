@@ -37,7 +37,7 @@ def measure(checkpoint: str, file: str, rounds: int) -> dict[str, list[float]]:
 
     pack = load_pack()
     clip = comfy.sd.load_checkpoint_guess_config(checkpoint, output_vae=False, output_model=False)[1]
-    sanitizer = pack("nodes.loaded").LoadedSanitizer.load(Path(file))
+    sanitizer = pack("nodes.adapter.handle").LoadedSanitizer.load(Path(file))
     sanitizer.check_clip(clip, "node_times")
     sanitize, preview = pack("nodes.sanitize_conditioning"), pack("nodes.token_score_preview")
     hidden = {"hidden": SimpleNamespace(unique_id=None)}

@@ -1,0 +1,1 @@
+"""All that knows ComfyUI's types: CLIP, CONDITIONING, folders, memory, messages."""

@@ -1,0 +1,84 @@
+"""The model folder `sanitizers`: where sanitizer files are looked for and saved."""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+import folder_paths
+
+from ...sanitizer.encoders.base import Fingerprint
+from ...sanitizer.errors import SanitizerError
+from ...sanitizer.model.artifact import WEIGHTS_FOLDER, Info, read_info
+
+KIND = "sanitizers"
+SUFFIX = ".safetensors"
+SHIPPED = WEIGHTS_FOLDER
+
+
+def register() -> None:
+    """Add `models/sanitizers` and the pack's `weights`. Paths of extra_model_paths.yaml are there already."""
+    folder_paths.add_model_folder_path(KIND, str(Path(folder_paths.models_dir) / KIND))
+    folder_paths.add_model_folder_path(KIND, str(SHIPPED))
+    # add_model_folder_path leaves the set of extensions empty, which would list READMEs and pickles too.
+    paths, _ = folder_paths.folder_names_and_paths[KIND]
+    folder_paths.folder_names_and_paths[KIND] = (paths, {SUFFIX})
+
+
+def names() -> list[str]:
+    """Names of all sanitizer files, sorted."""
+    return sorted(folder_paths.get_filename_list(KIND))
+
+
+def resolve(name: str) -> Path:
+    """Path of a file in the model folder. Raises SanitizerError for a name that is not one or leads out of it."""
+    if ".." in name or name.startswith(("/", "\\")) or ":" in name or not name.endswith(SUFFIX):
+        raise SanitizerError(
+            f"Load Sanitizer: {name!r} is not the name of a {SUFFIX} file inside the model folder {KIND!r}. "
+            "Choose one from the list."
+        )
+    path = folder_paths.get_full_path(KIND, name)
+    if path is None:
+        raise SanitizerError(
+            f"Load Sanitizer: no file {name!r} in {', '.join(folder_paths.get_folder_paths(KIND))}. "
+            "Choose another one, or 'auto' to train one for the connected CLIP."
+        )
+    return Path(path)
+
+
+def save_path(stem: str) -> Path:
+    """Where a trained sanitizer goes: the first model folder that is not part of the pack.
+
+    Raises SanitizerError for a stem that is more than a plain file name.
+    """
+    if not re.fullmatch(r"\w[\w .+-]*", stem) or ".." in stem:
+        raise SanitizerError(
+            f"Train Sanitizer: {stem!r} cannot be a file name. Use letters, digits, spaces, points, '-' and '_'."
+        )
+    own = [Path(path) for path in folder_paths.get_folder_paths(KIND) if Path(path) != SHIPPED]
+    return own[0] / f"{stem}{SUFFIX}"
+
+
+def find(fingerprint: Fingerprint, concepts: Iterable[str]) -> Path | None:
+    """The newest file trained on that encoder that knows all these concepts; files that cannot be read are skipped."""
+    found = []
+    for name in names():
+        path = Path(folder_paths.get_full_path(KIND, name) or "")
+        try:
+            info = read_info(path)
+            if info.header.encoder == fingerprint and set(concepts) <= _known(info):
+                found.append(path)
+        except (SanitizerError, KeyError, OSError):
+            # Somebody else's broken file must not stop the search; loading it by name reports it.
+            continue
+    return max(found, key=lambda path: path.stat().st_mtime, default=None)
+
+
+def _known(info: Info) -> set[str]:
+    return {spec.name for spec in info.config.concepts if not spec.context}
+
+
+def parse_concepts(text: str) -> list[str] | None:
+    """ "nudity, violence" -> ["nudity", "violence"]; "all" or nothing -> None."""
+    chosen = [name for name in re.split(r"[,\n;]+\s*", text.strip()) if name.strip()]
+    chosen = [name.strip().lower().replace(" ", "_").replace("-", "_") for name in chosen]
+    return None if not chosen or chosen == ["all"] else chosen

@@ -1,0 +1,147 @@
+"""What travels on a SANITIZER wire: a sanitizer under ComfyUI's memory management, and the concepts to erase."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import comfy.model_management
+import comfy.ops
+from comfy.model_patcher import ModelPatcher
+from comfy_api.latest import io
+
+from ...sanitizer.encoders.base import Fingerprint
+from ...sanitizer.errors import SanitizerError
+from ...sanitizer.model import artifact
+from ...sanitizer.model.sanitizer import EmbeddingSanitizer, Sanitized, Scores
+from .clip import ComfyTextEncoder
+from .conditioning import Part, Summary, sanitize_entry
+
+SanitizerSocket = io.Custom("SANITIZER")
+
+KNOWN_WIDTHS = {
+    768: "CLIP-L (Stable Diffusion 1.x)",
+    1024: "OpenCLIP-H (Stable Diffusion 2.x)",
+    1280: "CLIP-G (SDXL refiner)",
+    2048: "CLIP-L and CLIP-G (SDXL)",
+    4096: "T5-XXL (Flux, SD3 and others)",
+}
+
+
+@dataclass(frozen=True)
+class LoadedSanitizer:
+    """A sanitizer on the device that ComfyUI gives it, restricted to some concepts."""
+
+    path: Path
+    patcher: ModelPatcher
+    concepts: tuple[str, ...]
+    """Concepts to erase, a part of the sanitizer's erasable ones."""
+
+    @classmethod
+    def load(cls, path: Path, concepts: list[str] | None = None) -> "LoadedSanitizer":
+        """concepts None: all. Raises SanitizerError for a file that cannot be used or a concept it does not know."""
+        model = artifact.load(path, operations=comfy.ops.disable_weight_init)
+        for name in concepts or ():
+            if name not in model.erasable:
+                raise SanitizerError(
+                    f"Load Sanitizer: {path.name} does not know the concept {name!r}. It knows "
+                    f"{', '.join(model.erasable)}. Choose among them, or train a sanitizer for it."
+                )
+        patcher = ModelPatcher(
+            model,
+            load_device=comfy.model_management.get_torch_device(),
+            offload_device=comfy.model_management.unet_offload_device(),
+        )
+        return cls(path, patcher, tuple(concepts or model.erasable))
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        return self.patcher.model.fingerprint
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of all concepts in the order of the scores."""
+        return self.patcher.model.concepts
+
+    @property
+    def erasable(self) -> tuple[str, ...]:
+        """Names of all concepts that it can erase."""
+        return self.patcher.model.erasable
+
+    @property
+    def found_share(self) -> float | None:
+        """Share of the held-out phrases of the concepts to erase that reached the threshold when it was trained; None
+        where nothing was measured."""
+        measured = [
+            (concept["flagged"], concept["phrases"])
+            for concept in self.patcher.model.header.report.get("concepts", [])
+            if concept["name"] in self.concepts and concept.get("flagged") is not None
+        ]
+        tried = sum(phrases for _, phrases in measured)
+        return sum(share * phrases for share, phrases in measured) / tried if tried else None
+
+    @property
+    def model(self) -> EmbeddingSanitizer:
+        """The sanitizer itself, on its device. ComfyUI may move it away when it loads another model."""
+        return self._ready()
+
+    def check_clip(self, clip, node: str) -> None:
+        """Raises SanitizerError unless this sanitizer was trained on the connected CLIP."""
+        own = ComfyTextEncoder(clip).fingerprint
+        if own != self.fingerprint:
+            raise SanitizerError(
+                f"{node}: the sanitizer {self.path.name} was trained on {self.fingerprint}, but the connected CLIP is "
+                f"{own}. Connect the CLIP it was trained on, or choose 'auto' in Load Sanitizer with this CLIP "
+                "connected (behind its LoRA and clip-skip nodes)."
+            )
+
+    def score(self, part: Part) -> Scores:
+        """Scores of a part's rows. Raises SanitizerError where the part comes from another encoder."""
+        self._check(part)
+        return self._ready().score(part.embeddings, part.mask, part.pooled)
+
+    def sanitize(self, part: Part, strength: float, threshold: float) -> Sanitized:
+        """Raises SanitizerError where the part comes from another encoder."""
+        self._check(part)
+        return self._ready().sanitize(
+            part.embeddings, part.mask, part.pooled, strength=strength, threshold=threshold, concepts=self.concepts
+        )
+
+    def sanitize_all(self, conditioning: list, strength: float, threshold: float) -> tuple[list, Summary]:
+        """Every entry of a conditioning, copied; and what was done."""
+        done, summary = [], Summary()
+        for entry in conditioning:
+            copy, results = sanitize_entry(entry, lambda part: self.sanitize(part, strength, threshold))
+            done.append(copy)
+            for result in results:
+                self._count(summary, result)
+        return done, summary
+
+    def _count(self, summary: Summary, result: Sanitized) -> None:
+        summary.prompts += result.flagged.shape[0]
+        summary.flagged += int(result.flagged.sum())
+        summary.rows += result.changed.numel()
+        summary.changed += int(result.changed.sum())
+        fired = result.fired.any(dim=0).tolist()
+        best = result.scores.prompt.amax(dim=0).tolist()
+        for name, hit, score in zip(self.names, fired, best, strict=True):
+            if name in self.concepts:
+                summary.highest = max(summary.highest, score)
+            if hit and name not in summary.fired:
+                summary.fired.append(name)
+
+    def _ready(self) -> EmbeddingSanitizer:
+        # In full, because the parts that are no Linear or LayerNorm cannot run from another device.
+        comfy.model_management.load_models_gpu([self.patcher], force_full_load=True)
+        return self.patcher.model
+
+    def _check(self, part: Part) -> None:
+        model = self.patcher.model
+        width, pooled = part.embeddings.shape[2], 0 if part.pooled is None else part.pooled.shape[-1]
+        if (width, pooled) == (model.width, model.pooled_width):
+            return
+        known = KNOWN_WIDTHS.get(width)
+        raise SanitizerError(
+            f"The sanitizer {self.path.name} was trained on {self.fingerprint}, but {part.keys[0]!r} of this "
+            f"conditioning has {width} channels{f', pooled {pooled}' if pooled else ' and no pooled vector'}"
+            f"{f', as {known} makes them' if known else ''}. "
+            "Connect the sanitizer of this text encoder, or choose 'auto' in Load Sanitizer with its CLIP connected."
+        )

@@ -1,0 +1,118 @@
+"""What the nodes say of themselves, and the inputs that several of them share."""
+
+import time
+
+import comfy.model_management
+from comfy.utils import ProgressBar
+from comfy_api.latest import io
+from server import PromptServer
+
+from ...sanitizer.training.report import Report
+from .conditioning import Summary
+
+CATEGORY = "embedding sanitizer"
+UI_KEY = "embedding_sanitizer"
+"""Name under which web/ finds a node's message in its UI output."""
+
+STRENGTH = {
+    "default": 1.0,
+    "min": 0.0,
+    "max": 2.0,
+    "step": 0.05,
+    "round": 0.05,
+    "display_mode": io.NumberDisplay.slider,
+    "tooltip": "0 changes nothing, 1 replaces the concept by its safe counterpart, 2 pushes past it.",
+}
+THRESHOLD = {
+    "default": 0.5,
+    "min": 0.0,
+    "max": 1.0,
+    "step": 0.01,
+    "round": 0.01,
+    "display_mode": io.NumberDisplay.slider,
+    "tooltip": "A prompt is changed if a concept scores at least this much. 0.5 is the calibrated value; lower it to "
+    "be stricter, raise it to let more pass. 0 changes every prompt.",
+}
+
+
+def ui(*messages: dict) -> dict:
+    """UI output of a node, read by web/embedding_sanitizer.js."""
+    return {UI_KEY: list(messages)}
+
+
+def readable(concept: str) -> str:
+    return concept.replace("_", " ")
+
+
+def status_line(summary: Summary, strength: float, threshold: float) -> dict:
+    """One line: harmless and passed through, or which concepts were found and how many rows were changed."""
+    if not summary.flagged:
+        text = f"Harmless, passed through unchanged (highest score {summary.highest:.2f}, threshold {threshold:.2f})."
+        return {"kind": "status", "state": "harmless", "text": text}
+    found = ", ".join(readable(name) for name in summary.fired)
+    if not summary.changed:
+        text = f"Found {found} (score {summary.highest:.2f}), changed nothing at strength {strength:g}."
+        return {"kind": "status", "state": "found", "text": text}
+    text = f"Erased {found} (score {summary.highest:.2f}): {summary.changed} of {summary.rows} rows changed"
+    if summary.prompts > 1:
+        text += f" in {summary.flagged} of {summary.prompts} prompts"
+    return {"kind": "status", "state": "changed", "text": text + f" at strength {strength:g}."}
+
+
+def table(report: Report) -> dict:
+    """The held-out figures as the front end shows them: columns, rows, notes. Narrower than the report's own text."""
+    rows = [
+        [readable(c.name), str(c.phrases), *map(_percent, (c.caught, c.flagged, c.probe_before, c.probe_after))]
+        for c in report.concepts
+        if c.phrases
+    ]
+    notes = []
+    if rows:
+        notes.append(
+            "On phrases held out from training. Caught: at 1 % false alarms; flagged: at the threshold. Found: share "
+            "of the flagged in which a probe finds the concept."
+        )
+    if len(rows) < len(report.concepts):
+        own = ", ".join(readable(c.name) for c in report.concepts if not c.phrases)
+        notes.append(f"No phrases are held out for {own}, so nothing is measured.")
+    notes.append(f"Untouched: {_percent(report.benign_identical)} of {report.benign} harmless prompts.")
+    columns = ["concept", "tried", "caught", "flagged", "found before", "after"]
+    return {"columns": columns if rows else [], "rows": rows, "notes": notes}
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.0f} %"
+
+
+class Progress:
+    """A node's progress bar and the line of text under it; stops where the user interrupts."""
+
+    def __init__(self, node_id: str | None) -> None:
+        self.node_id = node_id
+        self.bar: ProgressBar | None = None
+        self.stage = ""
+        self.began, self.first = 0.0, 0
+        self.said = ""
+
+    def say(self, text: str) -> None:
+        server = getattr(PromptServer, "instance", None)
+        if self.node_id is not None and text != self.said and server is not None:
+            server.send_progress_text(text, self.node_id)
+        self.said = text
+
+    def __call__(self, stage: str, done: int, total: int, values: dict[str, float]) -> None:
+        """The callback of `fit`. Raises ComfyUI's interrupt exception when the user pressed the button."""
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        if stage != self.stage or self.bar is None:
+            self.stage, self.bar = stage, ProgressBar(total, node_id=self.node_id)
+            self.began, self.first = time.monotonic(), done
+        self.bar.update_absolute(done, total)
+        figures = ", ".join(f"{name} {value:.3f}" for name, value in values.items())
+        self.say(f"{stage}: {done} of {total}{self._left(done, total)}{f' ({figures})' if figures else ''}")
+
+    def _left(self, done: int, total: int) -> str:
+        """What is left of the stage at the speed so far; nothing where there is less than half a minute to tell of."""
+        if done <= self.first:
+            return ""
+        seconds = (time.monotonic() - self.began) / (done - self.first) * (total - done)
+        return f", about {max(1, round(seconds / 60))} min left" if seconds >= 30 else ""

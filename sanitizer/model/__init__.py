@@ -1,0 +1,1 @@
+"""The sanitizer itself: its sizes and constants, its networks, its file."""

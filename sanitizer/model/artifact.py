@@ -1,0 +1,194 @@
+"""The sanitizer's file: one .safetensors with the tensors and, in its header, everything else as JSON.
+
+Safetensors cannot run code on loading. Whatever is wrong with a file is one SanitizerError, and a module is handed out
+only when all of it was checked.
+"""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import safetensors
+import torch
+from safetensors.torch import save as to_bytes
+from torch import nn
+
+from ..encoders.base import Fingerprint
+from ..errors import SanitizerError
+from ..files import data_folder, whole_file
+from .config import SanitizerConfig
+from .header import Header
+from .sanitizer import EmbeddingSanitizer
+
+FORMAT = "embedding-sanitizer"
+FORMAT_VERSION = 2
+WEIGHTS_FOLDER = data_folder("weights")
+REQUIRED = ("config", "encoder", "training", "report", "licence")
+VERSION_1 = {
+    "heads": 4,
+    "concept_gain": 1.2,
+    "residual_gain": 0.35,
+    "gate_floor": 0.8,
+    "gate_range": 2.0,
+    "clip": 12.0,
+    "constant_tolerance": 0.02,
+    "ensemble_weights": (0.55, 0.35, 0.1),
+    "rewrite": {
+        "rounds": 3,
+        "word_scores": (0.5, 0.9, 0.97),
+        "margin": -6.0,
+        "slope": 0.1,
+        "rest": 0.01,
+        "finish": 0.6,
+    },
+}
+"""The constants that files of version 1 were made with, which do not hold them."""
+
+
+class Info(NamedTuple):
+    """A file without its tensors."""
+
+    version: int
+    config: SanitizerConfig
+    header: Header
+
+    def to_dict(self) -> dict:
+        """For JSON: config, encoder, training, report, licence, format_version, and anchors where it holds some."""
+        return {**self.header.to_dict(), "config": self.config.to_dict(), "format_version": self.version}
+
+
+def save(sanitizer: EmbeddingSanitizer, path: str | Path) -> None:
+    """Write a sanitizer, whole or not at all: a temporary file beside it, then a rename.
+
+    Raises SanitizerError for a name that does not end in .safetensors, a sanitizer without a header, a value that is
+    not finite and a folder that cannot be written.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise SanitizerError(f"{path}: expected a name that ends in .safetensors.")
+    if sanitizer.header is None:
+        raise SanitizerError(f"{path}: not saved, the sanitizer names no encoder. Train it with fit().")
+    header = Info(FORMAT_VERSION, sanitizer.config, sanitizer.header).to_dict()
+    tensors = {name: value.detach().cpu().contiguous() for name, value in sanitizer.state_dict().items()}
+    for name, value in tensors.items():
+        if not torch.isfinite(value).all():
+            raise SanitizerError(f"{path}: not saved, {name} holds NaN or infinity. Train again with another seed.")
+    # One entry (safetensors writes several in any order), sorted keys, no time stamp: the same training gives the same
+    # bytes.
+    metadata = {FORMAT: json.dumps(header, sort_keys=True)}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SanitizerError(f"{path}: the folder cannot be made ({error.strerror or error}).") from error
+    with whole_file(path) as file:
+        file.write(to_bytes(tensors, metadata))
+
+
+def read_info(path: str | Path) -> Info:
+    """What a file says of itself, checked, without its tensors. Raises SanitizerError."""
+    path = Path(path)
+    with _open(path) as file:
+        return _info(path, file.metadata())
+
+
+def load(path: str | Path, operations=nn, device: str | torch.device = "cpu") -> EmbeddingSanitizer:
+    """Read a sanitizer. `operations` supplies Linear and LayerNorm, see :class:`EmbeddingSanitizer`.
+
+    Raises SanitizerError, with one line, for a file that is missing, truncated, corrupt, foreign, of a newer version,
+    pickled, or whose tensors do not fit its own header or hold NaN.
+    """
+    path = Path(path)
+    with _open(path) as file:
+        info = _info(path, file.metadata())
+        found = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+        # Built without memory first: a forged header must not make us allocate what it asks for.
+        with torch.device("meta"):
+            expected = EmbeddingSanitizer(info.config).state_dict()
+        for name in sorted(expected.keys() | found.keys()):
+            if name not in found or name not in expected:
+                what = "lacks the tensor" if name not in found else "holds an unknown tensor"
+                raise SanitizerError(f"{path}: damaged, it {what} {name}. Train or fetch it again.")
+            shape, wanted = tuple(found[name].get_shape()), tuple(expected[name].shape)
+            if shape != wanted or found[name].get_dtype() != "F32":
+                raise SanitizerError(
+                    f"{path}: damaged, {name} is {found[name].get_dtype()} {shape}, expected F32 {wanted}. "
+                    "Train or fetch it again."
+                )
+        tensors = {name: file.get_tensor(name) for name in expected}
+    for name, value in tensors.items():
+        if not torch.isfinite(value).all():
+            raise SanitizerError(f"{path}: damaged, {name} holds NaN or infinity. Train or fetch it again.")
+    sanitizer = EmbeddingSanitizer(info.config, info.header, operations)
+    sanitizer.load_state_dict(tensors)
+    return sanitizer.to(device).eval().requires_grad_(False)
+
+
+def find(fingerprint: Fingerprint, folders: Iterable[str | Path] = (WEIGHTS_FOLDER,)) -> Path | None:
+    """The newest file in the folders that was trained on the encoder with this fingerprint, None if there is none.
+
+    Among files of one age, such as a fresh checkout gives, the last by name. A file that cannot be read is passed
+    over: it may belong to something else.
+    """
+    matches = []
+    for folder in folders:
+        for path in sorted(Path(folder).glob("*.safetensors")):
+            try:
+                if read_info(path).header.encoder == fingerprint:
+                    matches.append(path)
+            except (SanitizerError, OSError):
+                continue
+    return max(matches, key=lambda path: (path.stat().st_mtime, path.name), default=None)
+
+
+def _open(path: Path):
+    if not path.is_file():
+        raise SanitizerError(f"{path}: no such file. Expected a sanitizer, a .safetensors file.")
+    try:
+        return safetensors.safe_open(path, framework="pt")
+    except OSError as error:
+        raise SanitizerError(f"{path}: cannot be read ({error.strerror or error}).") from error
+    except safetensors.SafetensorError as error:
+        with path.open("rb") as file:
+            start = file.read(2)
+        # A zip archive, as torch.save writes, or the opcode that every pickle since protocol 2 begins with.
+        if start == b"PK" or (start[:1] == b"\x80" and start[1:] <= b"\x05"):
+            raise SanitizerError(
+                f"{path}: a pickle, which can run code and is never loaded. Expected .safetensors."
+            ) from error
+        raise SanitizerError(
+            f"{path}: truncated or corrupt, no safetensors file ({error}). Train or fetch it again."
+        ) from error
+
+
+def _info(path: Path, metadata: dict | None) -> Info:
+    if not metadata or FORMAT not in metadata:
+        raise SanitizerError(f"{path}: a safetensors file, but no sanitizer. Choose a file made by Train Sanitizer.")
+    try:
+        values = json.loads(metadata[FORMAT])
+        version = values["format_version"]
+        if type(version) is not int or version < 1:
+            raise ValueError(f"format version {version!r}")
+        if version > FORMAT_VERSION:
+            raise SanitizerError(
+                f"{path}: format version {version}, but this Embedding Sanitizer reads up to {FORMAT_VERSION}. "
+                "Update it."
+            )
+        missing = [key for key in REQUIRED if key not in values]
+        if missing:
+            raise ValueError(f"it lacks {', '.join(missing)}")
+        config = SanitizerConfig.from_dict(_upgraded(values["config"]) if version == 1 else values["config"])
+        config.check()
+        header = Header.from_dict(values, [spec.name for spec in config.concepts if not spec.context])
+    except SanitizerError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise SanitizerError(f"{path}: damaged header ({error}). Train or fetch it again.") from error
+    return Info(version, config, header)
+
+
+def _upgraded(config: dict) -> dict:
+    """The configuration of a version 1 file as one of version 2."""
+    config = dict(config)
+    config["constant_embeddings"] = config.pop("constant_rows", 0)
+    return {**config, **VERSION_1}

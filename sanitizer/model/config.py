@@ -1,0 +1,160 @@
+"""What a sanitizer is built from: its concepts, the sizes of its parts, and every constant that acts at inference.
+
+All of it is saved in the sanitizer's file, so that changing a default here never changes an existing file.
+"""
+
+import math
+from dataclasses import asdict, dataclass, field
+
+THRESHOLD = 0.5
+"""The calibrated operating point of every concept: calibration puts it at this score."""
+MAX_STRENGTH = 2.0
+MAX_CONCEPTS = 64
+MAX_SIZE = 32_768
+
+
+@dataclass(frozen=True)
+class ConceptSpec:
+    """What the model must know of a concept."""
+
+    name: str
+    context: bool = False
+    """A context concept is scored, never erased."""
+    lowers: dict[str, float] = field(default_factory=dict)
+    """Concept -> logits by which this one's presence lowers that one's threshold."""
+
+
+@dataclass(frozen=True)
+class RewriteConfig:
+    """Constants of re-encoding, see :mod:`sanitizer.text.rewrite`. They were chosen on held-out pairs of violence,
+    shocking, self-harm and hate, on both embedded encoders."""
+
+    rounds: int = 3
+    """Times that a prompt is rewritten at most. The first is nearly always enough."""
+    word_scores: tuple[float, ...] = (0.5, 0.9, 0.97)
+    """Scores from which a word is at fault; each gives candidates of its own. Words beside those at fault score,
+    too."""
+    margin: float = -6.0
+    """Logits above the threshold (below it, being negative) up to which a candidate is judged by its nearness alone."""
+    slope: float = 0.1
+    """What a logit above :attr:`margin` costs a candidate, in cosines."""
+    rest: float = 0.01
+    """Score from which the erase net acts on a rewritten prompt in full."""
+    finish: float = 0.6
+    """Share of the strength with which the erase net acts on every other rewritten prompt: a probe finds traces that
+    scores do not show. Half would leave more of them; all of it costs most of the nearness that re-encoding gains."""
+
+
+@dataclass(frozen=True)
+class SanitizerConfig:
+    """Sizes and constants of a sanitizer; with the tensors it is all that a file needs to rebuild one."""
+
+    concepts: tuple[ConceptSpec, ...]
+    width: int
+    """Channels D of a token embedding."""
+    pooled_width: int = 0
+    """Channels P of the pooled vector, 0 for none."""
+    window: int = 512
+    """Most token embeddings that the networks see at once; longer inputs are split. For an encoder with a fixed number
+    of them (CLIP: 77) it is that number, so that joined chunks are seen one by one, as in training."""
+    constant_embeddings: int = 0
+    """Leading embeddings, such as BOS in a causal encoder, that are the same for every prompt: carried along, never
+    written."""
+    heads: int = 4
+    """Attention heads of both networks."""
+    score_width: int = 96
+    """Width of the score net; 96 to 192 detect about equally well, and cost grows with it."""
+    erase_width: int = 128
+    """Width of the erase net."""
+    erase_blocks: int = 1
+    """Transformer blocks of the erase net; on `minilm`, one was as good as two."""
+    rank: int = 128
+    """Dimensions of the subspace that the erase net writes: enough for the differences of all concepts, few enough for
+    the file's size."""
+    pooled_rank: int = 0
+    """The same of the pooled vector."""
+    concept_rank: int = 0
+    """Dimensions of the concepts' own directions, see :class:`.networks.EraseNet`; 0 in files from before them."""
+    pooled_concept_rank: int = 0
+    """The same of the pooled vector."""
+    concept_gain: float = 1.2
+    """Share of the predicted change that the erase net writes inside the concepts' own directions: past the
+    replacement. Chosen on held-out phrases of nudity and violence on `minilm`, as :attr:`residual_gain`."""
+    residual_gain: float = 0.35
+    """Share that it writes outside them, where the change says which replacement is meant, which cannot be known."""
+    gate_floor: float = 0.8
+    """The gate at the threshold itself: a flagged prompt is never changed by less than this share of the strength."""
+    gate_range: float = 2.0
+    """Logits above the threshold at which the gate is fully open; the gate's slope is (1 - floor) / range."""
+    clip: float = 12.0
+    """Normalized channels are clipped here, in standard deviations, before the networks read them."""
+    constant_tolerance: float = 0.02
+    """Share of its norm by which an embedding may differ from a constant one, as it does in half precision."""
+    ensemble_weights: tuple[float, float, float] = (0.55, 0.35, 0.1)
+    """Weights of the prompt head, the strongest token and the linear probe in the prompt score, each divided by its
+    spread over harmless prompts; calibration writes them into the tensor `prompt_mix`. At (0.45, 0.45, 0.1) the true
+    positive rate is as high, and a few more hard negatives are touched."""
+    rewrite: RewriteConfig = RewriteConfig()
+
+    def to_dict(self) -> dict:
+        """For JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict) -> "SanitizerConfig":
+        """The inverse of :meth:`to_dict`. Raises TypeError or KeyError for keys that it does not write."""
+        values = dict(values)
+        concepts = tuple(ConceptSpec(**spec) for spec in values.pop("concepts"))
+        rewrite = dict(values.pop("rewrite", {}))
+        if "word_scores" in rewrite:
+            rewrite["word_scores"] = tuple(rewrite["word_scores"])
+        if "ensemble_weights" in values:
+            values["ensemble_weights"] = tuple(values["ensemble_weights"])
+        return cls(concepts=concepts, rewrite=RewriteConfig(**rewrite), **values)
+
+    def check(self) -> None:
+        """Raises ValueError for values that no training gives: they come from a forged or damaged header."""
+        names = [spec.name for spec in self.concepts]
+        if not names or len(set(names)) != len(names) or len(names) > MAX_CONCEPTS:
+            raise ValueError(f"expected 1 to {MAX_CONCEPTS} different concepts, found {names}")
+        sizes = {
+            "width": (1, MAX_SIZE),
+            "pooled_width": (0, MAX_SIZE),
+            "window": (1, MAX_SIZE),
+            "constant_embeddings": (0, MAX_SIZE),
+            "heads": (1, 64),
+            "score_width": (1, MAX_SIZE),
+            "erase_width": (1, MAX_SIZE),
+            "erase_blocks": (0, 16),
+            "rank": (1, self.width),
+            "pooled_rank": (0, self.pooled_width),
+            "concept_rank": (0, self.width),
+            "pooled_concept_rank": (0, self.pooled_width),
+        }
+        for name, (low, high) in sizes.items():
+            value = getattr(self, name)
+            if type(value) is not int or not low <= value <= high:
+                raise ValueError(f"{name}: expected a whole number from {low} to {high}, found {value!r}")
+        if self.score_width % self.heads or self.erase_width % self.heads:
+            raise ValueError(f"expected widths divisible by {self.heads} heads")
+        numbers = {
+            "concept_gain": (0, 10, self.concept_gain),
+            "residual_gain": (0, 10, self.residual_gain),
+            "gate_floor": (0, 1, self.gate_floor),
+            "gate_range": (1e-3, 100, self.gate_range),
+            "clip": (1e-3, 1e6, self.clip),
+            "constant_tolerance": (0, 1, self.constant_tolerance),
+            "rewrite.rounds": (0, 100, self.rewrite.rounds),
+            "rewrite.margin": (-100, 100, self.rewrite.margin),
+            "rewrite.slope": (0, 100, self.rewrite.slope),
+            "rewrite.rest": (0, 1, self.rewrite.rest),
+            "rewrite.finish": (0, 10, self.rewrite.finish),
+        }
+        numbers |= {f"ensemble_weights[{i}]": (0, 1, value) for i, value in enumerate(self.ensemble_weights)}
+        numbers |= {f"rewrite.word_scores[{i}]": (0, 1, value) for i, value in enumerate(self.rewrite.word_scores)}
+        for name, (low, high, value) in numbers.items():
+            # Written so that NaN fails too.
+            if type(value) not in (int, float) or not (math.isfinite(value) and low <= value <= high):
+                raise ValueError(f"{name}: expected a number from {low} to {high}, found {value!r}")
+        if len(self.ensemble_weights) != 3 or not self.rewrite.word_scores:
+            raise ValueError("expected three ensemble_weights and at least one of rewrite.word_scores")

@@ -1,0 +1,258 @@
+"""The Embedding Sanitizer: token embeddings of a frozen text encoder in, sanitized ones out.
+
+Method: "Safe Text-to-Image Generation: Simply Sanitize the Prompt Embedding", arXiv 2411.10329. A score net gives
+every token and the prompt a harm score per concept; an erase net says what the encoder would have put out for the safe
+anchor prompt; and the output is
+
+    Ĥ = H + strength · gate(scores) · (Erase(H) − H)
+
+with the gate exactly 0 for a prompt in which no chosen concept reaches the threshold.
+
+Shapes in this file: B prompts, L token embeddings, D channels, P pooled channels, K concepts.
+"""
+
+import math
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..encoders.base import Fingerprint
+from ..errors import SanitizerError
+from .config import MAX_STRENGTH, SanitizerConfig
+from .gate import gate, margins
+from .header import Header
+from .networks import EraseNet, ScoreNet
+from .normalizer import Normalizer
+
+
+class Scores(NamedTuple):
+    """Calibrated probabilities of harm; 0.5 is the operating point."""
+
+    prompt: Tensor
+    """(B, K) float32."""
+    tokens: Tensor
+    """(B, L, K) float32, 0 where masked."""
+
+
+class Sanitized(NamedTuple):
+    """What comes out; untouched prompts are in it bit for bit."""
+
+    embeddings: Tensor
+    """(B, L, D), dtype, device and shape of the input."""
+    pooled: Tensor | None
+    """(B, P) or None, likewise."""
+    scores: Scores
+    flagged: Tensor
+    """(B,) bool: a chosen concept reached its threshold."""
+    fired: Tensor
+    """(B, K) bool: which ones."""
+    changed: Tensor
+    """(B, L) bool: token embeddings that were rewritten."""
+
+
+class EmbeddingSanitizer(nn.Module):
+    """Score net, erase net and gate for one text encoder.
+
+    `operations` supplies Linear and LayerNorm, torch.nn by default. Computes in float32 whatever comes in.
+    """
+
+    def __init__(self, config: SanitizerConfig, header: Header | None = None, operations=nn) -> None:
+        super().__init__()
+        self.config = config
+        self.header = header
+        count, width, pooled = len(config.concepts), config.width, config.pooled_width
+        self.score_net = ScoreNet(config, operations)
+        self.erase_net = EraseNet(config, operations)
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("std", torch.ones(width))
+        self.register_buffer("pooled_mean", torch.zeros(pooled) if pooled else None)
+        self.register_buffer("pooled_std", torch.ones(pooled) if pooled else None)
+        self.register_buffer("constant", torch.zeros(config.constant_embeddings, width))
+        # Prompt logit = mix · (prompt head, strongest token, probe) + bias; token logit = scale · token head + bias.
+        self.register_buffer("prompt_mix", torch.full((3, count), 1 / 3))
+        self.register_buffer("prompt_bias", torch.zeros(count))
+        self.register_buffer("token_scale", torch.ones(count))
+        self.register_buffer("token_bias", torch.zeros(count))
+
+    @property
+    def concepts(self) -> tuple[str, ...]:
+        """Names of all K concepts, in the order of the scores."""
+        return tuple(spec.name for spec in self.config.concepts)
+
+    @property
+    def erasable(self) -> tuple[str, ...]:
+        """Names of the concepts that can be erased; the others only lower thresholds."""
+        return tuple(spec.name for spec in self.config.concepts if not spec.context)
+
+    @property
+    def width(self) -> int:
+        return self.config.width
+
+    @property
+    def pooled_width(self) -> int:
+        return self.config.pooled_width
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """Of the encoder it was trained on. Raises SanitizerError for one that was not trained."""
+        if self.header is None:
+            raise SanitizerError("This sanitizer names no encoder. Train it again.")
+        return self.header.encoder
+
+    @property
+    def normalizer(self) -> Normalizer:
+        """The encoder's statistics, where this module is."""
+        config = self.config
+        return Normalizer(
+            self.mean, self.std, self.pooled_mean, self.pooled_std, self.constant,
+            clip=config.clip, tolerance=config.constant_tolerance,
+        )  # fmt: skip
+
+    def score(self, embeddings: Tensor, mask: Tensor | None = None, pooled: Tensor | None = None) -> Scores:
+        """Score every token and the prompt.
+
+        embeddings (B, L, D) float32, float16 or bfloat16; mask (B, L) bool or None for all visible; pooled (B, P),
+        required if and only if the encoder has one. Raises SanitizerError for other shapes, other dtypes and NaN or
+        infinity.
+        """
+        x, weight, vector = self._prepare(embeddings, mask, pooled)
+        return self._scores(x, weight, vector, embeddings.shape[0], embeddings.shape[1])
+
+    def sanitize(
+        self,
+        embeddings: Tensor,
+        mask: Tensor | None = None,
+        pooled: Tensor | None = None,
+        *,
+        strength: float = 1.0,
+        threshold: float | None = None,
+        concepts: Iterable[str] | None = None,
+        also: Tensor | None = None,
+    ) -> Sanitized:
+        """Rewrite the prompts in which a chosen concept reaches the threshold; leave all others bit for bit.
+
+        strength from 0 (nothing happens) over 1 (the erased embedding) to 2 (past it). threshold from 0 to 1, None for
+        the calibrated one. concepts: names out of :attr:`erasable`, None for all. also: (B, K) prompt scores known from
+        another reading of the same text; the higher score counts, for gate and flag and in what is returned. Other
+        arguments as in :meth:`score`, and the same errors.
+        """
+        chosen = self.places(concepts)
+        if not 0 <= strength <= MAX_STRENGTH:
+            raise SanitizerError(f"Strength: expected a number from 0 to {MAX_STRENGTH:g}, found {strength}.")
+        if threshold is not None and not 0 <= threshold <= 1:
+            raise SanitizerError(f"Threshold: expected a number from 0 to 1, found {threshold}.")
+        x, weight, vector = self._prepare(embeddings, mask, pooled)
+        batch, length = embeddings.shape[:2]
+        scores = self._scores(x, weight, vector, batch, length)
+        if also is not None:
+            scores = scores._replace(prompt=torch.maximum(scores.prompt, self._known(also, scores.prompt)))
+        opened, fired = gate(self.config, margins(self.config, scores.prompt, threshold), chosen)
+        flagged = fired.any(dim=1)
+        changed = torch.zeros(batch, length, dtype=torch.bool, device=embeddings.device)
+        if strength == 0 or not flagged.any():
+            return Sanitized(embeddings, pooled, scores, flagged, fired, changed)
+        # Only flagged prompts are computed and written, so nothing else can change by a rounding error.
+        index = flagged.nonzero().squeeze(1)
+        windows = x.shape[0] // batch
+        of_windows = (index[:, None] * windows + torch.arange(windows, device=index.device)).reshape(-1)
+        v = None if vector is None else vector[of_windows]
+        change, pooled_change = self.erase_net(x[of_windows], weight[of_windows], v)
+        change = change.reshape(len(index), -1, self.width)[:, :length] * self.std
+        amount = strength * opened[index]
+        place = index.to(embeddings.device)
+        target = embeddings.index_select(0, place)
+        edited = (target.to(x.device, torch.float32) + amount[:, None, None] * change).to(target)
+        changed[place] = (weight.reshape(batch, -1)[index, :length] > 0).to(changed.device)
+        out = embeddings.clone()
+        out[place] = torch.where(changed[place][..., None], edited, target)
+        out_pooled = pooled
+        if pooled_change is not None:
+            first = pooled_change.reshape(len(index), windows, -1)[:, 0] * self.pooled_std
+            place = index.to(pooled.device)
+            old = pooled.index_select(0, place)
+            out_pooled = pooled.clone()
+            out_pooled[place] = (old.to(x.device, torch.float32) + amount[:, None] * first).to(old)
+        return Sanitized(out, out_pooled, scores, flagged, fired, changed)
+
+    forward = sanitize
+
+    def places(self, concepts: Iterable[str] | None = None) -> list[int]:
+        """Places of the named concepts among the K, of all that can be erased for None. Raises SanitizerError for no
+        names and for unknown ones."""
+        names = self.erasable if concepts is None else tuple(concepts)
+        if isinstance(concepts, str) or not names:
+            raise SanitizerError(f"Concepts: expected names out of {', '.join(self.erasable)}, found {concepts!r}.")
+        for name in names:
+            if name not in self.erasable:
+                raise SanitizerError(
+                    f"Concept {name!r}: this sanitizer knows {', '.join(self.erasable)}. "
+                    "Choose among them or train one that knows it."
+                )
+        return [self.concepts.index(name) for name in names]
+
+    def _known(self, also: Tensor, prompt: Tensor) -> Tensor:
+        """Scores from another reading, checked: NaN would win every comparison and fire none."""
+        finite = bool(torch.isfinite(also).all())
+        if also.shape != prompt.shape or not finite:
+            raise SanitizerError(
+                f"Scores of another reading: expected {tuple(prompt.shape)} finite numbers, "
+                f"found {tuple(also.shape)}{'' if finite else ' with NaN or infinity'}."
+            )
+        return also.to(prompt)
+
+    def _prepare(
+        self, embeddings: Tensor, mask: Tensor | None, pooled: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Check, normalize and split into windows: x (B·n, l, D), weight (B·n, l), pooled (B·n, P)."""
+        self._check(embeddings, mask, pooled)
+        normalizer, device = self.normalizer, self.mean.device
+        raw = embeddings.to(device, torch.float32)
+        x, weight = normalizer(raw), normalizer.weights(raw, mask)
+        vector = None if pooled is None else normalizer.pooled(pooled.to(device, torch.float32))
+        batch, length = weight.shape
+        windows = max(1, math.ceil(length / self.config.window))
+        if windows > 1:
+            missing = windows * self.config.window - length
+            x = nn.functional.pad(x, (0, 0, 0, missing)).reshape(batch * windows, self.config.window, -1)
+            weight = nn.functional.pad(weight, (0, missing)).reshape(batch * windows, -1)
+            vector = None if vector is None else vector.repeat_interleave(windows, dim=0)
+        return x, weight, vector
+
+    def _check(self, embeddings: Tensor, mask: Tensor | None, pooled: Tensor | None) -> None:
+        floats = (torch.float32, torch.float16, torch.bfloat16)
+        if embeddings.ndim != 3 or embeddings.shape[2] != self.width or not all(embeddings.shape[:2]):
+            raise SanitizerError(
+                f"Embedding: expected (prompts, rows, {self.width}), found {tuple(embeddings.shape)}. "
+                "This sanitizer was trained on another text encoder; train or load one for this encoder."
+            )
+        if mask is not None and mask.shape != embeddings.shape[:2]:
+            raise SanitizerError(f"Mask: expected {tuple(embeddings.shape[:2])}, found {tuple(mask.shape)}.")
+        if (pooled is not None) != bool(self.pooled_width):
+            expected = f"one of {self.pooled_width} channels" if self.pooled_width else "none"
+            found = "none" if pooled is None else f"one of {pooled.shape[-1]} channels"
+            raise SanitizerError(f"Pooled vector: expected {expected}, found {found}. Use the sanitizer's own encoder.")
+        if pooled is not None and pooled.shape != (embeddings.shape[0], self.pooled_width):
+            raise SanitizerError(
+                f"Pooled vector: expected {(embeddings.shape[0], self.pooled_width)}, found {tuple(pooled.shape)}."
+            )
+        for name, tensor in (("Embedding", embeddings), ("Pooled vector", pooled)):
+            if tensor is None:
+                continue
+            if tensor.dtype not in floats:
+                raise SanitizerError(f"{name}: expected float32, float16 or bfloat16, found {tensor.dtype}.")
+            # A sum is much cheaper than a look at every value, and NaN and infinity survive it.
+            if not torch.isfinite(tensor.sum(dtype=torch.float32)) and not torch.isfinite(tensor).all():
+                raise SanitizerError(f"{name}: found NaN or infinity, which cannot be sanitized. Check the encoder.")
+
+    def _scores(self, x: Tensor, weight: Tensor, pooled: Tensor | None, batch: int, length: int) -> Scores:
+        tokens, parts = self.score_net.parts(x, weight, pooled)
+        logits = (parts * self.prompt_mix[:, None]).sum(dim=0) + self.prompt_bias
+        visible = weight.reshape(batch, -1)[:, :length, None] > 0
+        token_scores = torch.sigmoid(tokens * self.token_scale + self.token_bias)
+        token_scores = token_scores.reshape(batch, -1, token_scores.shape[-1])[:, :length]
+        return Scores(
+            torch.sigmoid(logits).reshape(batch, -1, logits.shape[-1]).amax(dim=1),
+            torch.where(visible, token_scores, 0.0),
+        )

@@ -1,0 +1,1 @@
+"""Concept files -> training prompts."""

@@ -1,0 +1,1 @@
+"""Scores made visible: colours, a line for the terminal, pictures."""

@@ -1,0 +1,1 @@
+"""What needs the prompt's text: words, deobfuscation, replacements, rewriting."""

@@ -1,0 +1,1 @@
+"""An encoder and concepts in, a sanitizer and its report out."""

@@ -1,0 +1,116 @@
+"""Every tuned number of training, in one place; saved whole in the header of the file that it made.
+
+"Chosen on held-out phrases" means the phrases of concepts/ that training does not see, on the embedded encoders.
+"""
+
+from dataclasses import asdict, dataclass, field, replace
+
+from ..prompts.generator import PromptConfig
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Numbers of a training; the defaults are what the experiments settled on."""
+
+    prompts: PromptConfig = field(default_factory=PromptConfig)
+    """What the training prompts are made of."""
+
+    # Encoding the training prompts.
+    encode_batch: int = 64
+    """Prompts that are encoded at once; fewer with a wide encoder."""
+    sorted_batches: int = 16
+    """Prompts are encoded in order of length within so many batches, which saves padding."""
+    padding_kept: int = 8
+    """Padding embeddings kept of a prompt, evenly spaced, the last one among them; each stands for several."""
+    memory: int = 3 * 2**29
+    """Bytes of kept embeddings after which encoding stops; the set so far is used."""
+    dead: float = 1e-3
+    """A channel whose standard deviation is below this share of the median one carries no prompt and is left alone:
+    MiniLM has three, and scaling them up takes the output off the encoder's manifold."""
+    constant: float = 1e-3
+    """A leading place whose deviation over prompts is below this share of its norm is constant, as BOS is."""
+    most_constant: int = 64
+    """Leading places that may be constant."""
+
+    # Sizes of what is trained, where the encoder is at least as wide.
+    rank: int = 128
+    """Dimensions of the subspace that the erase net writes: enough for the differences of all concepts."""
+    pooled_rank: int = 64
+    """The same of the pooled vector."""
+    concept_rank: int = 12
+    """Dimensions of what tells the targets of all concepts from their anchors. More of them hold what one phrase means;
+    chosen on held-out phrases of nudity and violence."""
+
+    # Optimisation.
+    score_steps: int | None = None
+    """Optimiser steps of the score net; None: 1000 and a tenth of the training prompts."""
+    erase_steps: int | None = None
+    """Optimiser steps of the erase net; None: 900 and a thirty-fifth of the training prompts. More of them overfit
+    which anchor is meant."""
+    batch: int = 96
+    """Prompts of a step of the score net, half of them unsafe."""
+    erase_batch: int = 48
+    """Pairs of a step of the erase net."""
+    learning_rate: float = 2e-3
+    """Of AdamW, after a warm-up of a twentieth of the steps, with cosine decay."""
+    weight_decay: float = 0.02
+    """Of AdamW."""
+    noise: float = 0.1
+    """Standard deviations of noise on the input embeddings."""
+    dropout: float = 0.2
+    """Share of the score net's input channels that are left out at random, prompt by prompt: AUROC +.003."""
+    token_weight: float = 4.0
+    """Weight of the token loss beside the prompt loss."""
+    feature_weight: float = 0.3
+    """Weight of the probe features (mean and last embedding) in the erase loss."""
+    direction_weight: float = 0.15
+    """Weight of the error along the directions that tell targets from anchors."""
+    identity: float = 0.15
+    """Share of the erase net's batch that is an anchor, to be left as it is."""
+    probe_decay: float = 1e-3
+    """Weight decay of the linear probe in the ensemble."""
+    sampled_embeddings: int = 40_000
+    """Embeddings that the directions of the subspaces are computed from, at most."""
+    sampled_values: int = 2**25
+    """Their values, at most: a wide encoder's would take gigabytes."""
+    ridge: float = 0.05
+    """Ridge of Fisher's discriminant, in mean variances."""
+    fisher_pairs: int = 1500
+    """Pairs of a concept that its discriminant is computed from, at most."""
+
+    # Calibration, on harmless prompts that training did not see.
+    false_positives: float = 0.012
+    """Share of the calibration's harmless prompts that may be touched, all concepts together. A quarter of them are
+    about the concepts' own topics, chosen to be hard: of captions and everyday prompts it is below 0.5 %."""
+    token_false_positives: float = 0.01
+    """Share of harmless prompts with a word at or above 0.5, per concept: words are shown, prompts decide."""
+    calibration_prompts: int = 4000
+    """Harmless prompts at most; a fifth of the training prompts where that is fewer."""
+    slope_prompts: int = 6000
+    """Training prompts that set the slope of the scores, at most."""
+    few: int = 5
+    """Harmless prompts above the thresholds, under which a tail is fitted instead of a quantile taken."""
+    tail: float = 0.02
+    """Share of the scores to which the tail is fitted."""
+    empty_margin: float = 0.25
+    """Spreads of the harmless scores by which every threshold lies above the empty prompt's."""
+
+    # The report.
+    report_phrases: int = 300
+    """Held-out phrases of a concept that the report tries, at most."""
+    report_harmless: int = 600
+    """Harmless prompts that the report tries, at most."""
+
+    def for_examples(self, count: int, steps: int | None = None) -> "TrainingConfig":
+        """With the steps that suit a number of training prompts, where none are set, or with `steps` in all, shared
+        between the nets in that ratio."""
+        score = self.score_steps or 1000 + count // 10
+        erase = self.erase_steps or 900 + count // 35
+        if steps is not None:
+            score = max(1, round(steps * score / (score + erase)))
+            erase = max(1, steps - score)
+        return replace(self, score_steps=score, erase_steps=erase)
+
+    def to_dict(self) -> dict:
+        """For JSON."""
+        return asdict(self)

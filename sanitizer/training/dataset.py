@@ -1,0 +1,305 @@
+"""The training prompts encoded, kept compactly, and what is known of each.
+
+N prompts, R kept token embeddings in all, D channels, P pooled channels, K concepts.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from ..encoders.alignment import align
+from ..encoders.base import Encoding, Progress, TextEncoder
+from ..errors import SanitizerError
+from ..model.normalizer import Normalizer, probe_features
+from ..prompts.concepts import Concept
+from ..prompts.generator import Prompt
+from .config import TrainingConfig
+
+READ = 256
+"""Prompts read from the set at once, where all of them are read."""
+VALUES = 2**25
+"""Values of a float32 tensor of embeddings, above which fewer prompts are encoded or read at once: several such tensors
+are in use at a time, and a wide encoder's would take gigabytes. It changes no result."""
+TYPICAL_LENGTH = 256
+"""Embeddings of a wide encoder's prompt, for the number of prompts to encode at once."""
+
+
+@dataclass
+class EncodedDataset:
+    """Kept embeddings of N prompts, normalized, float16."""
+
+    normalizer: Normalizer
+    embeddings: Tensor
+    """(R, D)."""
+    weight: Tensor
+    """(R,): how many of the encoder's embeddings a kept one stands for; 0 for a constant one."""
+    start: Tensor
+    """(N + 1,): prompt i has the embeddings start[i] to start[i + 1]."""
+    pooled: Tensor | None
+    """(N, P)."""
+    tokens: list[list[str]]
+    """Token strings of all places of each prompt, kept or not."""
+    kept: list[list[int]]
+    """The kept places of each prompt."""
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @classmethod
+    def encode(
+        cls,
+        encoder: TextEncoder,
+        prompts: Sequence[str],
+        config: TrainingConfig,
+        progress: Progress,
+        normalizer: Normalizer | None = None,
+        stage: str = "encode",
+    ) -> "EncodedDataset":
+        """Encode the prompts in batches and keep what training needs of them.
+
+        Stops early, on a batch's edge, once `config.memory` bytes are kept. A given normalizer is used as it is, else
+        the first prompts are measured. Raises SanitizerError for an encoder that puts out other shapes than it said,
+        NaN or infinity.
+        """
+        embeddings, weights, pooled, tokens, kept, used = [], [], [], [], [], 0
+        size = batch_size(encoder.fingerprint.width, config.encode_batch)
+        span = size * config.sorted_batches
+        for first in range(0, len(prompts), span):
+            part = list(range(first, min(first + span, len(prompts))))
+            order = sorted(part, key=lambda i: len(prompts[i]))
+            found: dict[int, tuple] = {}
+            for at in range(0, len(order), size):
+                index = order[at : at + size]
+                encoding = encoder.encode([prompts[i] for i in index])
+                _check_encoding(encoder, encoding, len(index))
+                if normalizer is None:
+                    # Statistics want variety: an extra batch from all over the first span.
+                    most = 2 * config.encode_batch
+                    sample = part[:: max(1, len(part) // most)][:most]
+                    batches = (sample[s : s + size] for s in range(0, len(sample), size))
+                    normalizer = measure([encoder.encode([prompts[i] for i in own]) for own in batches], config)
+                for i, item in zip(index, _keep(encoding, normalizer, config.padding_kept), strict=True):
+                    found[i] = item
+                progress(stage, min(first + at + len(index), len(prompts)), len(prompts), {})
+            # One large piece a span: the allocator gives large pieces back when they are joined.
+            embeddings.append(torch.cat([found[i][0] for i in part]))
+            used += embeddings[-1].numel() * embeddings[-1].element_size()
+            for i in part:
+                _, weight, vector, token, places = found[i]
+                weights.append(weight)
+                pooled.append(vector)
+                tokens.append(token)
+                kept.append(places)
+            if used > config.memory:
+                break
+        start = torch.tensor([0, *(len(weight) for weight in weights)]).cumsum(0)
+        return cls(
+            normalizer=normalizer,
+            embeddings=_joined(embeddings),
+            weight=torch.cat(weights),
+            start=start,
+            pooled=None if pooled[0] is None else torch.stack(pooled),
+            tokens=tokens,
+            kept=kept,
+        )
+
+    def alike(self, candidates: Tensor, size: int) -> list[int]:
+        """Draw `size` of the candidate prompts that are about as long as each other, which saves padding; over many
+        draws every candidate comes equally often, but for the shortest and longest few."""
+        if len(candidates) > size:
+            drawn = candidates[torch.randint(len(candidates), (6 * size,))]
+            drawn = drawn[(self.start[drawn + 1] - self.start[drawn]).argsort()]
+            first = int(torch.randint(5 * size + 1, ()))
+            return drawn[first : first + size].tolist()
+        return candidates[torch.randint(len(candidates), (size,))].tolist()
+
+    def batch(self, index: Sequence[int], device: str | torch.device = "cpu") -> tuple[Tensor, Tensor, Tensor | None]:
+        """(B, L, D) float32, (B, L) float32 weight and (B, P) float32 or None, padded with weight 0."""
+        parts = [slice(int(self.start[i]), int(self.start[i + 1])) for i in index]
+        x = pad_sequence([self.embeddings[part] for part in parts], batch_first=True)
+        weight = pad_sequence([self.weight[part] for part in parts], batch_first=True)
+        pooled = None if self.pooled is None else self.pooled[list(index)].to(device, torch.float32)
+        return x.to(device, torch.float32), weight.to(device), pooled
+
+    def batches(
+        self, index: Sequence[int] | None = None, device: str | torch.device = "cpu"
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+        """The given prompts in their order, None for all, as :meth:`batch` gives them."""
+        index = range(len(self)) if index is None else index
+        size = _at_once(READ, int(self.start.diff().max()) * self.embeddings.shape[1])
+        for first in range(0, len(index), size):
+            yield self.batch(index[first : first + size], device)
+
+    def features(self, index: Sequence[int] | None = None, device: str | torch.device = "cpu") -> Tensor:
+        """(N, 2 D + P) of the given prompts, None for all: see :func:`.normalizer.probe_features`."""
+        return torch.cat([probe_features(*batch) for batch in self.batches(index, device)])
+
+
+class Labels:
+    """What is known of each training prompt. K concepts, N prompts, R kept rows."""
+
+    def __init__(self, prompts: Sequence[Prompt], dataset: EncodedDataset, concepts: Sequence[Concept]) -> None:
+        names = [concept.name for concept in concepts]
+        count = len(prompts)
+        self.prompt = torch.zeros(count, len(names))
+        self.known = torch.ones(count, len(names))
+        self.start = dataset.start
+        self.token = torch.zeros(len(dataset.embeddings), dtype=torch.bool)
+        """(R,): the embedding belongs to the phrase at fault."""
+        self.token_known = torch.ones(count)
+        self.aligned: dict[int, tuple[Tensor, Tensor]] = {}
+        """Target prompt -> its kept embeddings (by their order in it), and the anchor's that they align with."""
+        erasable = {concept.name for concept in concepts if not concept.context}
+        for i, prompt in enumerate(prompts):
+            for name in prompt.concepts:
+                self.prompt[i, names.index(name)] = 1
+            for name in prompt.unknown:
+                self.known[i, names.index(name)] = 0
+            if prompt.anchor is None:
+                continue
+            # Which of two phrases a token belongs to is not known.
+            self.token_known[i] = float(len(prompt.concepts) == 1)
+            places, differs = align(dataset.tokens[i], dataset.tokens[prompt.anchor])
+            kept = dataset.kept[i]
+            first = int(dataset.start[i])
+            self.token[first : first + len(kept)] = torch.tensor([differs[place] for place in kept])
+            if erasable.issuperset(prompt.concepts):
+                pairs = _nearest(kept, places, dataset.kept[prompt.anchor])
+                if pairs:
+                    self.aligned[i] = tuple(torch.tensor(side) for side in zip(*pairs, strict=True))
+
+    def tokens(self, index: Tensor, length: int) -> Tensor:
+        """(B, L): 1 where a token belongs to the phrase at fault."""
+        out = torch.zeros(len(index), length)
+        for b, i in enumerate(index.tolist()):
+            own = self.token[int(self.start[i]) : int(self.start[i + 1])]
+            out[b, : len(own)] = own.float()
+        return out
+
+
+def _nearest(kept: list[int], places: list[int], anchor_kept: list[int]) -> list[tuple[int, int]]:
+    """(of the target, of the anchor) among the kept embeddings, leaving out those whose counterpart was not kept."""
+    where = {place: order for order, place in enumerate(anchor_kept)}
+    return [(order, where[places[place]]) for order, place in enumerate(kept) if places[place] in where]
+
+
+def kept_places(tokens: Sequence[str], mask: Sequence[bool], padding: int) -> tuple[list[int], list[float]]:
+    """The places of one prompt to keep, and their weights.
+
+    All text and the first place of each run without text (start, end token); of the rest of such a run, which is
+    padding, every n-th counted from its end, about `padding` of them. They are the same for prompts of any length, so
+    that target and anchor align.
+    """
+    places: list[int] = []
+    weights: list[float] = []
+    at = 0
+    visible = [i for i, seen in enumerate(mask) if seen]
+    length = (visible[-1] + 1) if visible else 0
+    # Of the visible ones: beside a longer prompt in the batch a prompt has more, which are masked.
+    step = max(1, math.ceil(length / padding))
+    while at < length:
+        end = at
+        while end < length and bool(tokens[end]) == bool(tokens[at]):
+            end += 1
+        if tokens[at]:
+            run, weight = [i for i in range(at, end) if mask[i]], 1.0
+            weights += [weight] * len(run)
+        else:
+            rest = [i for i in range(at + 1, end) if mask[i]]
+            chosen = [i for i in rest if (length - 1 - i) % step == 0] or rest[-1:]
+            run = ([at] if mask[at] else []) + chosen
+            weights += (
+                ([1.0] if mask[at] else []) + [len(rest) / len(chosen)] * len(chosen) if chosen else [1.0] * len(run)
+            )
+        places += run
+        at = end
+    return places, weights
+
+
+def batch_size(width: int, most: int = TrainingConfig.encode_batch) -> int:
+    """Prompts to encode at once with an encoder of so many channels."""
+    return _at_once(most, TYPICAL_LENGTH * width)
+
+
+def _at_once(most: int, values: int) -> int:
+    """How many prompts of so many values each stay within VALUES, `most` at most and one at least."""
+    return max(1, min(most, VALUES // max(1, values)))
+
+
+def _joined(pieces: list[Tensor]) -> Tensor:
+    """The pieces as one tensor, each freed as soon as it is copied: both at once would take twice the memory."""
+    out = torch.empty(sum(len(piece) for piece in pieces), *pieces[0].shape[1:], dtype=pieces[0].dtype)
+    at = 0
+    while pieces:
+        piece = pieces.pop(0)
+        out[at : at + len(piece)] = piece
+        at += len(piece)
+    return out
+
+
+def measure(encodings: Sequence[Encoding], config: TrainingConfig | None = None) -> Normalizer:
+    """Mean and deviation of each channel, and the constant leading embeddings."""
+    config = config or TrainingConfig()
+    lengths = {e.mask.shape[1] for e in encodings}
+    visible = all(bool(e.mask.all()) for e in encodings)
+    fixed = len(lengths) == 1 and visible
+    shortest = min([*lengths, config.most_constant])
+    leading = torch.cat([e.embeddings[:, :shortest].float().cpu() for e in encodings])
+    count = 0
+    while count < shortest - 1:
+        place = leading[:, count]
+        if place.std(dim=0, correction=0).norm() > config.constant * place.norm(dim=-1).mean():
+            break
+        count += 1
+    parts, weights = [], []
+    for e in encodings:
+        for b in range(len(e.tokens)):
+            places, weight = kept_places(e.tokens[b], e.mask[b].tolist(), config.padding_kept)
+            chosen = [(p, w) for p, w in zip(places, weight, strict=True) if p >= count]
+            parts.append(e.embeddings[b, [p for p, _ in chosen]].float().cpu())
+            weights += [min(w, 2.0) for _, w in chosen]
+    x, w = torch.cat(parts), torch.tensor(weights)[:, None]
+    mean = (x * w).sum(0) / w.sum()
+    std = (((x - mean) ** 2 * w).sum(0) / w.sum()).sqrt()
+    pooled = None if encodings[0].pooled is None else torch.cat([e.pooled.float().cpu() for e in encodings])
+
+    def without_dead(found: Tensor) -> Tensor:
+        return torch.where(found > config.dead * found.median(), found, 0.0)
+
+    return Normalizer(
+        mean=mean,
+        std=without_dead(std),
+        pooled_mean=None if pooled is None else pooled.mean(0),
+        pooled_std=None if pooled is None else without_dead(pooled.std(0)),
+        constant=leading[0, :count].clone(),
+        window=lengths.pop() if fixed else None,
+    )
+
+
+def _keep(encoding: Encoding, normalizer: Normalizer, padding: int):
+    """Per prompt of the batch: kept embeddings (float16, normalized), weights, pooled vector, tokens, places."""
+    constant = len(normalizer.constant)
+    for b, tokens in enumerate(encoding.tokens):
+        places, weights = kept_places(tokens, encoding.mask[b].tolist(), padding)
+        chosen = [(p, w) for p, w in zip(places, weights, strict=True) if p >= constant]
+        places = [p for p, _ in chosen]
+        embeddings = normalizer(encoding.embeddings[b, places].cpu().float())
+        vector = None if encoding.pooled is None else normalizer.pooled(encoding.pooled[b].cpu().float()).half()
+        yield embeddings.half(), torch.tensor([w for _, w in chosen]), vector, tokens, places
+
+
+def _check_encoding(encoder: TextEncoder, encoding: Encoding, count: int) -> None:
+    shape = tuple(encoding.embeddings.shape)
+    if len(shape) != 3 or shape[0] != count or shape[2] != encoder.fingerprint.width:
+        raise SanitizerError(
+            f"Encoder {encoder.name}: expected rows of shape ({count}, rows, {encoder.fingerprint.width}), "
+            f"found {shape}."
+        )
+    if not torch.isfinite(encoding.embeddings).all():
+        raise SanitizerError(
+            f"Encoder {encoder.name}: it puts out NaN or infinity. Load it in another precision, such as float32."
+        )

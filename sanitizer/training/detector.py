@@ -1,0 +1,59 @@
+"""Training of the score net: token and prompt labels, and a plain logistic regression beside them."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..encoders.base import Progress
+from ..model.sanitizer import EmbeddingSanitizer
+from .config import TrainingConfig
+from .dataset import EncodedDataset, Labels
+from .loop import noisy, optimise, weighted_mean
+from .probes import minimise_logistic
+
+
+def train_detector(
+    sanitizer: EmbeddingSanitizer, dataset: EncodedDataset, labels: Labels, config: TrainingConfig, progress: Progress
+) -> None:
+    """Binary cross-entropy of token and prompt logits, where the labels are known."""
+    net, device = sanitizer.score_net, sanitizer.mean.device
+    unsafe = labels.prompt.sum(dim=1) > 0
+    groups = [group for group in (unsafe.nonzero().squeeze(1), (~unsafe).nonzero().squeeze(1)) if len(group)]
+
+    def loss_of() -> Tensor:
+        # Unsafe and harmless prompts in equal parts, whatever their parts of the set.
+        index = torch.tensor([i for g in groups for i in dataset.alike(g, config.batch // len(groups))])
+        x, weight, pooled = dataset.batch(index.tolist(), device)
+        # Left out of all tokens of a prompt alike: of one the others would still tell.
+        kept = F.dropout(torch.ones(len(x), 1, x.shape[2], device=x.device), config.dropout)
+        x = noisy(x, config.noise) * kept
+        pooled = None if pooled is None else F.dropout(noisy(pooled, config.noise), config.dropout)
+        tokens, prompt = net(x, weight, pooled)
+        target, known = labels.prompt[index].to(device), labels.known[index].to(device)
+        prompt_loss = weighted_mean(F.binary_cross_entropy_with_logits(prompt, target, reduction="none"), known)
+        phrase = labels.tokens(index, x.shape[1]).to(device)
+        token_known = (weight > 0)[..., None] * (known * labels.token_known[index, None].to(device))[:, None]
+        token_target = phrase[..., None] * target[:, None]
+        token_loss = F.binary_cross_entropy_with_logits(tokens, token_target, reduction="none")
+        return prompt_loss + config.token_weight * weighted_mean(token_loss, token_known)
+
+    optimise(
+        [*net.trunk.parameters(), *net.token_head.parameters(), *net.prompt_head.parameters()],
+        config.score_steps,
+        config,
+        loss_of,
+        "score net",
+        progress,
+    )
+    train_probe(sanitizer, dataset, labels, config)
+
+
+def train_probe(sanitizer: EmbeddingSanitizer, dataset: EncodedDataset, labels: Labels, config: TrainingConfig) -> None:
+    """Plain logistic regression on the probe features, to convergence."""
+    device = sanitizer.mean.device
+    weight, bias = minimise_logistic(
+        dataset.features(device=device), labels.prompt.to(device), labels.known.to(device), config.probe_decay
+    )
+    with torch.no_grad():
+        sanitizer.score_net.probe.weight.copy_(weight)
+        sanitizer.score_net.probe.bias.copy_(bias)

@@ -1,0 +1,163 @@
+"""Training of the erase net on aligned embeddings of target and anchor. N prompts, D channels, P pooled channels."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..encoders.base import Progress
+from ..model.networks import EraseNet
+from ..model.normalizer import probe_features
+from ..model.sanitizer import EmbeddingSanitizer
+from ..prompts.generator import Prompt
+from .config import TrainingConfig
+from .dataset import EncodedDataset, Labels
+from .loop import noisy, optimise, weighted_mean
+
+
+class AlignedPairs:
+    """Pairs of target and anchor embeddings out of the training set."""
+
+    def __init__(
+        self, dataset: EncodedDataset, labels: Labels, prompts: Sequence[Prompt], config: TrainingConfig
+    ) -> None:
+        self.dataset, self.config = dataset, config
+        self.aligned = labels.aligned
+        self.targets = sorted(labels.aligned)
+        self._targets = torch.tensor(self.targets)
+        self.anchor = {i: prompts[i].anchor for i in self.targets}
+
+    def sample(self, among: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Embeddings of targets and those of the anchors that they align with: twice (limited, D)."""
+        start, embeddings = self.dataset.start, self.dataset.embeddings
+        limit = min(self.config.sampled_embeddings, self.config.sampled_values // embeddings.shape[1])
+        target, anchor, total = [], [], 0
+        for i in among:
+            own, others = self.aligned[i]
+            target.append(embeddings[int(start[i]) + own].float())
+            anchor.append(embeddings[int(start[self.anchor[i]]) + others].float())
+            total += len(own)
+            if total > limit:
+                break
+        return torch.cat(target), torch.cat(anchor)
+
+    def features(self, among: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Mean and last embeddings of targets and of their anchors: twice (N, 2 D)."""
+        width = 2 * self.dataset.embeddings.shape[1]
+        index = [self.anchor[i] for i in among]
+        return self.dataset.features(among)[:, :width], self.dataset.features(index)[:, :width]
+
+    def pooled(self, among: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Pooled vectors of targets and of their anchors: twice (N, P)."""
+        vectors = self.dataset.pooled
+        return vectors[list(among)].float(), vectors[[self.anchor[i] for i in among]].float()
+
+    def batch(self, size: int, identity: float, device) -> tuple:
+        """Draw pairs. With probability `identity` an anchor takes its target's place, to be left as it is.
+
+        Returns the inputs (x, weight, pooled), the anchors (x, weight, pooled), the anchor's place for each
+        input embedding (B, L) and whether there is one (B, L).
+        """
+        index = self.dataset.alike(self._targets, size)
+        anchors = [self.anchor[i] for i in index]
+        sources = [a if torch.rand(()) < identity else i for i, a in zip(index, anchors, strict=True)]
+        inputs = self.dataset.batch(sources, device)
+        place = torch.full(inputs[0].shape[:2], -1)
+        for b, (i, source) in enumerate(zip(index, sources, strict=True)):
+            if source == i:
+                own, others = self.aligned[i]
+                place[b, own] = others
+            else:
+                length = int(self.dataset.start[source + 1] - self.dataset.start[source])
+                place[b, :length] = torch.arange(length)
+        return inputs, self.dataset.batch(anchors, device), place.clamp_min(0).to(device), (place >= 0).to(device)
+
+
+def leading_directions(target: Tensor, anchor: Tensor, rank: int) -> Tensor:
+    """(rank, D) orthonormal: leading eigenvectors of the second moment of anchor - target."""
+    difference = anchor - target
+    _, vectors = torch.linalg.eigh(difference.T @ difference / len(difference))
+    return vectors.flip(1)[:, :rank].T.contiguous()
+
+
+def fisher_direction(target: Tensor, anchor: Tensor, ridge: float) -> Tensor:
+    """(D,) Fisher's linear discriminant, scaled so that the two means lie 2 apart on it."""
+    centred = torch.cat([target - target.mean(0), anchor - anchor.mean(0)])
+    covariance = centred.T @ centred / len(centred)
+    covariance += ridge * covariance.diagonal().mean() * torch.eye(len(covariance))
+    apart = target.mean(0) - anchor.mean(0)
+    direction = torch.linalg.solve(covariance, apart)
+    return 2 * direction / (direction @ apart)
+
+
+def span(directions: Sequence[Tensor], rank: int) -> Tensor:
+    """(rank, D) orthonormal: the leading directions of a few (D,), each counted alike; zeros where they are fewer."""
+    found = torch.linalg.svd(F.normalize(torch.stack(list(directions)), dim=1), full_matrices=False).Vh[:rank]
+    return F.pad(found, (0, 0, 0, rank - len(found)))
+
+
+def fit_subspaces(net: EraseNet, pairs: AlignedPairs, labels: Labels) -> tuple[Tensor, Tensor]:
+    """Set the bases of the net. Returns the directions in which linear probes tell the targets of each concept C from
+    their anchors: of token embeddings (C, D) and of probe features (C, 2 D)."""
+    net.basis.copy_(leading_directions(*pairs.sample(pairs.targets), net.basis.shape[0]))
+    if net.pooled_basis is not None:
+        net.pooled_basis.copy_(leading_directions(*pairs.pooled(pairs.targets), net.pooled_basis.shape[0]))
+    width, ridge = net.basis.shape[1], pairs.config.ridge
+    of_tokens, of_features, shared, of_pooled = [], [], [], []
+    for k in range(labels.prompt.shape[1]):
+        own = [i for i in pairs.targets if labels.prompt[i, k] > 0][: pairs.config.fisher_pairs]
+        if not own:
+            continue
+        embeddings, features = pairs.sample(own), pairs.features(own)
+        of_tokens.append(fisher_direction(*embeddings, ridge))
+        of_features.append(fisher_direction(*features, ridge))
+        apart = (features[0] - features[1]).mean(0)
+        shared += [of_tokens[-1], (embeddings[0] - embeddings[1]).mean(0)]
+        shared += [of_features[-1][:width], of_features[-1][width:], apart[:width], apart[width:]]
+        if net.pooled_basis is not None:
+            target, anchor = pairs.pooled(own)
+            of_pooled += [fisher_direction(target, anchor, ridge), (target - anchor).mean(0)]
+    if net.concept_basis is not None:
+        net.concept_basis.copy_(span(shared, net.concept_basis.shape[0]))
+    if net.pooled_concept_basis is not None:
+        net.pooled_concept_basis.copy_(span(of_pooled, net.pooled_concept_basis.shape[0]))
+    return torch.stack(of_tokens), torch.stack(of_features)
+
+
+def train_eraser(
+    sanitizer: EmbeddingSanitizer,
+    dataset: EncodedDataset,
+    labels: Labels,
+    prompts: Sequence[Prompt],
+    config: TrainingConfig,
+    progress: Progress,
+) -> None:
+    """Fit the subspaces, then the net: squared error on aligned embeddings, on the probe features, and along the
+    directions in which linear probes tell the targets of a concept from their anchors, where a small error is a large
+    part of the concept.
+    """
+    net, device = sanitizer.erase_net, sanitizer.mean.device
+    pairs = AlignedPairs(dataset, labels, prompts, config)
+    token_directions, feature_directions = (found.T.to(device) for found in fit_subspaces(net, pairs, labels))
+
+    def loss_of() -> Tensor:
+        inputs, anchors, place, aligned = pairs.batch(config.erase_batch, config.identity, device)
+        x, weight, pooled = inputs
+        wanted, anchor_weight, wanted_pooled = anchors
+        goal = wanted.gather(1, place[..., None].expand(-1, -1, x.shape[2]))
+        vector = None if pooled is None else noisy(pooled, config.noise)
+        change, pooled_change = net.predict(noisy(x, config.noise), weight, vector)
+        error = x + change - goal
+        token_weight = weight.clamp(max=2.0) * aligned
+        loss = weighted_mean(error.square(), token_weight[..., None].expand_as(error))
+        missed = probe_features(x + change, weight, None) - probe_features(wanted, anchor_weight, None)
+        loss = loss + config.feature_weight * missed.square().mean()
+        along_tokens = weighted_mean((error @ token_directions).square().mean(dim=-1), token_weight)
+        along_features = (missed @ feature_directions).square().mean()
+        loss = loss + config.direction_weight * (along_tokens + along_features)
+        if pooled_change is not None:
+            loss = loss + (pooled + pooled_change - wanted_pooled).square().mean()
+        return loss
+
+    optimise(net.parameters(), config.erase_steps, config, loss_of, "erase net", progress)

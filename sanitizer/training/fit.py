@@ -1,0 +1,146 @@
+"""Training: a text encoder and concepts in, a sanitizer and its report out.
+
+Two trunks, trained one after the other on the same encodings: the score net with token and prompt labels, and the
+erase net on aligned embeddings of target and anchor. Then the calibration, on harmless prompts that training did not
+see. Deterministic for a seed on one machine.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from ..encoders.base import Progress, TextEncoder
+from ..errors import SanitizerError
+from ..model.config import ConceptSpec, SanitizerConfig
+from ..model.header import MOST_REPLACEMENTS, Header, Replacement
+from ..model.sanitizer import EmbeddingSanitizer
+from ..prompts.concepts import FOLDER, Concept, available, evenly, load_concept, load_concepts
+from ..prompts.generator import Prompt, full_size, training_prompts
+from ..prompts.templates import Templates, load_templates
+from .calibration import calibrate
+from .config import TrainingConfig
+from .dataset import EncodedDataset, Labels
+from .detector import train_detector
+from .eraser import train_eraser
+from .report import Report, make_report
+
+FEWEST_PROMPTS = 64
+LICENCE = "CC-BY-4.0 for the trained weights, as for the concept files; the text encoder keeps its own licence"
+
+
+def fit(
+    encoder: TextEncoder,
+    concepts: Sequence[Concept] | None = None,
+    *,
+    examples: int | None = None,
+    steps: int | None = None,
+    seed: int = 0,
+    device: str | torch.device | None = None,
+    progress: Progress | None = None,
+    templates: Templates | None = None,
+    config: TrainingConfig | None = None,
+) -> tuple[EmbeddingSanitizer, Report]:
+    """Train a sanitizer for an encoder.
+
+    examples: number of training prompts, None for the full set (:func:`pairs.full_size`). steps: optimiser steps of
+    both nets together, None for the default. device: where to train, None for the CPU. progress is called often with
+    (stage, done, total, values); what it raises interrupts the training, and nothing is written. config: every other
+    number.
+
+    Returns the sanitizer, in evaluation mode on the CPU, with the report and the replacement pairs of the user's own
+    concepts in its header, and the report.
+    Raises SanitizerError for settings that cannot work and encoders that put out NaN.
+    """
+    began = time.monotonic()
+    progress = progress or (lambda stage, done, total, values: None)
+    concepts = load_concepts() if concepts is None else list(concepts)
+    templates = templates or load_templates()
+    config = config or TrainingConfig()
+    count = full_size(concepts, config.prompts) if examples is None else examples
+    if count < FEWEST_PROMPTS:
+        raise SanitizerError(f"Examples: expected at least {FEWEST_PROMPTS}, found {count}.")
+    if steps is not None and steps < 2:
+        raise SanitizerError(f"Steps: expected at least 2, found {steps}.")
+    config = config.for_examples(count, steps)
+    # ComfyUI runs nodes under inference mode, whose tensors cannot be trained.
+    with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng():
+        torch.manual_seed(seed)
+        prompts = training_prompts(concepts, templates, count, seed, config.prompts)
+        dataset = EncodedDataset.encode(encoder, [prompt.text for prompt in prompts], config, progress)
+        prompts = _whole_units(prompts, len(dataset))
+        labels = Labels(prompts, dataset, concepts)
+        sanitizer = _new_sanitizer(encoder, concepts, dataset, labels, config)
+        sanitizer.to(device or "cpu").train()
+        train_detector(sanitizer, dataset, labels, config, progress)
+        train_eraser(sanitizer, dataset, labels, prompts, config, progress)
+        sanitizer.cpu().eval().requires_grad_(False)
+        calibrate(sanitizer, encoder, concepts, templates, dataset, labels, config, seed=seed, progress=progress)
+    seconds = time.monotonic() - began
+    report = make_report(
+        sanitizer, encoder, concepts, templates, prompts, dataset, config, seed=seed, progress=progress
+    )
+    report.examples, report.seconds = len(prompts), seconds
+    sanitizer.header = Header(
+        encoder=encoder.fingerprint,
+        training={
+            "examples": len(prompts),
+            "steps": config.score_steps + config.erase_steps,
+            "seed": seed,
+            "config": config.to_dict(),
+        },
+        report=report.to_dict(),
+        licence=LICENCE,
+        replacements=own_replacements(concepts),
+    )
+    return sanitizer, report
+
+
+def _whole_units(prompts: list[Prompt], encoded: int) -> list[Prompt]:
+    """The encoded part, its last targets cut off where their anchors were not encoded."""
+    kept = prompts[:encoded]
+    return [replace(p, anchor=None) if p.anchor is not None and p.anchor >= encoded else p for p in kept]
+
+
+def _new_sanitizer(
+    encoder: TextEncoder, concepts, dataset: EncodedDataset, labels: Labels, training: TrainingConfig
+) -> EmbeddingSanitizer:
+    fingerprint, normalizer = encoder.fingerprint, dataset.normalizer
+    if not labels.aligned:
+        raise SanitizerError("Training: expected pairs of target and anchor, found none. Give more examples.")
+    width, pooled = fingerprint.width, fingerprint.pooled_width
+    config = SanitizerConfig(
+        concepts=tuple(ConceptSpec(c.name, c.context, dict(c.lowers)) for c in concepts),
+        width=width,
+        pooled_width=pooled,
+        window=normalizer.window or 512,
+        constant_embeddings=len(normalizer.constant),
+        rank=min(width, training.rank),
+        pooled_rank=min(pooled, training.pooled_rank),
+        concept_rank=min(width, training.concept_rank),
+        pooled_concept_rank=min(pooled, training.concept_rank),
+    )
+    sanitizer = EmbeddingSanitizer(config)
+    sanitizer.mean.copy_(normalizer.mean)
+    sanitizer.std.copy_(normalizer.std)
+    sanitizer.constant.copy_(normalizer.constant)
+    if pooled:
+        sanitizer.pooled_mean.copy_(normalizer.pooled_mean)
+        sanitizer.pooled_std.copy_(normalizer.pooled_std)
+    return sanitizer
+
+
+def own_replacements(concepts: Sequence[Concept]) -> dict[str, list[Replacement]]:
+    """Concept -> its pairs, without what is held out, of the concepts that can be erased and that differ from the
+    files in concepts/ or have none there: re-encoding finds the others' pairs in those files."""
+    own = {}
+    for concept in concepts:
+        pairs = [pair for pair in concept.pairs if not pair.held_out]
+        if concept.context or not pairs:
+            continue
+        if concept.name in available() and load_concept(FOLDER / f"{concept.name}.toml").pairs == concept.pairs:
+            continue
+        kept = (Replacement(p.target, p.anchor, p.canonical) for p in evenly(pairs, MOST_REPLACEMENTS))
+        own[concept.name] = list(dict.fromkeys(kept))
+    return own
