@@ -187,7 +187,9 @@ def _nearest(kept: list[int], places: list[int], anchor_kept: list[int]) -> list
     return [(order, where[places[place]]) for order, place in enumerate(kept) if places[place] in where]
 
 
-def kept_places(tokens: Sequence[str], mask: Sequence[bool], padding: int) -> tuple[list[int], list[float]]:
+def kept_places(
+    tokens: Sequence[str], mask: Sequence[bool], padding: int = TrainingConfig.padding_kept
+) -> tuple[list[int], list[float]]:
     """The places of one prompt to keep, and their weights.
 
     All text and the first place of each run without text (start, end token); of the rest of such a run, which is

@@ -136,12 +136,11 @@ def measure_prompts(
     features = sanitizer.normalizer.to("cpu").features
     with torch.inference_mode():
         for first in range(0, len(texts), size):
-            progress(stage, first, len(texts), {})
             e = encoder.encode(list(texts[first : first + size]))
             out = sanitizer.sanitize(e.embeddings, e.mask, e.pooled, concepts=concepts)
             raw, after = features(e.embeddings, e.mask, e.pooled), features(out.embeddings, e.mask, out.pooled)
             parts.append((out.scores.prompt.cpu(), out.fired.cpu(), bit_identical(e, out).cpu(), raw, after))
-    progress(stage, len(texts), len(texts), {})
+            progress(stage, min(first + size, len(texts)), len(texts), {})
     return Measured(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
