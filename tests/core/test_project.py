@@ -96,8 +96,9 @@ def test_the_wheel_holds_the_core_with_its_data_and_nothing_else(installed):
 
 
 def test_the_package_runs_outside_the_checkout_and_finds_its_data(installed, tmp_path):
+    script = PROJECT["scripts"]["embedding-sanitizer"].replace(":", " import ")
     code = (
-        "import embedding_sanitizer; from embedding_sanitizer.files import data_folder; "
+        f"from {script}; from embedding_sanitizer.files import data_folder; "
         "print(data_folder('concepts')); print(data_folder('weights'))"
     )
     environment = os.environ | {"PYTHONPATH": str(installed)}
