@@ -6,15 +6,15 @@ import torch
 from comfy_api.latest import io
 
 from ..sanitizer.errors import SanitizerError
-from ..sanitizer.model.sanitizer import THRESHOLD, Sanitized
+from ..sanitizer.model.config import THRESHOLD
+from ..sanitizer.model.sanitizer import Sanitized
 from ..sanitizer.render.colours import scale
 from ..sanitizer.render.image import render_image
 from ..sanitizer.text.words import words
 from .adapter.conditioning import RECORD, Part, parts
 from .adapter.handle import LoadedSanitizer, SanitizerSocket
-from .adapter.pictures import as_image
 from .adapter.tokens import has_text, rebuild, row_tokens, spans, without_weights
-from .adapter.ui import CATEGORY, readable, ui
+from .adapter.ui import CATEGORY, as_image, readable, ui
 
 SHOWN = 8
 """Prompts of a conditioning with many entries that are shown; all of them are scored."""

@@ -156,11 +156,11 @@ def test_a_concept_whose_pairs_are_not_known_stops_the_run(run, node, clip, sani
 def test_targets_are_encoded_once_and_no_clip_is_kept(run, node, clip, sanitizer, texts):
     own = sanitizer()
     sanitized(run, node, clip, own, "a crimson dress")
-    anchors = texts.anchors_of(own)
-    assert anchors.encoder is None and set(anchors._vectors) == {"redness"}
-    before = anchors._vectors["redness"]
+    index = texts.replacements_of(own)
+    assert index.encoder is None and set(index._vectors) == {"redness"}
+    before = index._vectors["redness"]
     sanitized(run, node, clip, own, "a crimson chair")
-    assert texts.anchors_of(own)._vectors["redness"] is before
+    assert texts.replacements_of(own)._vectors["redness"] is before
 
 
 def test_two_in_a_row(run, node, clip, sanitizer, loaded, pack):
