@@ -56,9 +56,8 @@ class SanitizerReport(io.ComfyNode):
             )
         progress = Progress(cls.hidden.unique_id)
         encoder, concepts = ComfyTextEncoder(clip), load_concepts(names)
-        found = audit(
-            encoder, _Ready(sanitizer), concepts, load_templates(), budget, seed, progress, sanitizer.concepts
-        )
+        ready: Any = _Ready(sanitizer)
+        found = audit(encoder, ready, concepts, load_templates(), budget, seed, progress, sanitizer.concepts)
         text = f"{sanitizer.path.name} on {encoder.name}: hits of tries, on prompts that training did not see."
         message = {"kind": "report", "text": text, "report": found.to_text()}
         report = {"sanitizer": sanitizer.path.name} | found.to_dict()

@@ -147,7 +147,7 @@ class _Prompt:
 def _words(entry: list, part: Part, clip, text: str | None) -> tuple[str, list[str], list[tuple[int, int]]]:
     """Text, token of each row and its span in the text; where no words are known, the rows' numbers stand for them."""
     rows = part.embeddings.shape[1]
-    if clip is not None:
+    if clip is not None and text is not None:
         tokens = row_tokens(clip, clip.tokenize(text), rows)
         if has_text(tokens):
             text = without_weights(text)

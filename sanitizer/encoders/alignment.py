@@ -75,7 +75,7 @@ def lerp(before: Encoding, after: Encoding, strength: float) -> Encoding:
         partner = _partners(base, other)
         embeddings = (embeddings.float() + share * (partner - embeddings.float())).to(embeddings.dtype)
     pooled = base.pooled
-    if pooled is not None and share:
+    if pooled is not None and other.pooled is not None and share:
         step = other.pooled.to(pooled.device, torch.float32) - pooled.float()
         pooled = (pooled.float() + share * step).to(pooled.dtype)
     return replace(base, embeddings=embeddings, pooled=pooled)

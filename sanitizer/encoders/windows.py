@@ -46,7 +46,7 @@ def _split(prompt: int, ids: list[int], tokens: list[str], offsets: list[tuple[i
             [*[""] * len(layout.start), *tokens[part], *[""] * len(layout.end)],
             [*[none] * len(layout.start), *offsets[part], *[none] * len(layout.end)],
         )
-        if layout.fixed:
+        if layout.fixed and layout.length is not None:
             missing = layout.length - len(window.ids)
             window.ids += [layout.pad] * missing
             window.tokens += [""] * missing
@@ -112,7 +112,7 @@ def _join(count: int, windows: list[_Window], encoded: list[Tensor], pooled: lis
             Encoding(
                 torch.cat([encoded[i] for i in places])[None],
                 torch.ones(1, sum(len(windows[i].ids) for i in places), dtype=torch.bool),
-                None if pooled[places[0]] is None else pooled[places[0]][None],
+                None if (vector := pooled[places[0]]) is None else vector[None],
                 [[token for i in places for token in windows[i].tokens]],
                 [[span for i in places for span in windows[i].offsets]],
             )

@@ -3,7 +3,7 @@
 It goes into the file and on the screen, so that whoever is handed a sanitizer sees what it is worth.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from random import Random
 from typing import NamedTuple
@@ -70,7 +70,7 @@ class Report:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, values: dict) -> "Report":
+    def from_dict(cls, values: Mapping) -> "Report":
         values = dict(values)
         return cls(concepts=[ConceptReport(**c) for c in values.pop("concepts", [])], **values)
 
