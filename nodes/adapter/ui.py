@@ -67,7 +67,11 @@ def status_line(summary: Summary, strength: float, threshold: float) -> dict:
 def table(report: Report) -> dict:
     """The held-out figures as the front end shows them: columns, rows, notes. Narrower than the report's own text."""
     rows = [
-        [readable(c.name), str(c.phrases), *map(_percent, (c.caught, c.flagged, c.probe_before, c.probe_after))]
+        [
+            readable(c.name),
+            str(c.phrases),
+            *map(_percent, (c.true_positive_rate, c.flagged, c.probe_before, c.probe_after)),
+        ]
         for c in report.concepts
         if c.phrases
     ]

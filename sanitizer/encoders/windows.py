@@ -92,14 +92,14 @@ def encode_windows(
         length = max(len(windows[index].ids) for index in part)
         ids = torch.full((len(part), length), layout.pad)
         mask = torch.zeros((len(part), length), dtype=torch.bool)
-        for row, index in enumerate(part):
+        for place, index in enumerate(part):
             own = windows[index].ids
-            ids[row, : len(own)] = torch.tensor(own)
-            mask[row, : len(own)] = True
-        rows, vectors = run(ids, mask)
-        for row, index in enumerate(part):
-            encoded[index] = rows[row, : len(windows[index].ids)]
-            pooled[index] = None if vectors is None else vectors[row]
+            ids[place, : len(own)] = torch.tensor(own)
+            mask[place, : len(own)] = True
+        embeddings, vectors = run(ids, mask)
+        for place, index in enumerate(part):
+            encoded[index] = embeddings[place, : len(windows[index].ids)]
+            pooled[index] = None if vectors is None else vectors[place]
     return _join(len(prompts), windows, encoded, pooled)
 
 

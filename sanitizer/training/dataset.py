@@ -140,7 +140,7 @@ class EncodedDataset:
 
 
 class Labels:
-    """What is known of each training prompt. K concepts, N prompts, R kept rows."""
+    """What is known of each training prompt. K concepts, N prompts, R kept embeddings."""
 
     def __init__(self, prompts: Sequence[Prompt], dataset: EncodedDataset, concepts: Sequence[Concept]) -> None:
         names = [concept.name for concept in concepts]

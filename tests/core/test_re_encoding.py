@@ -180,11 +180,11 @@ def test_a_reading_that_is_harmless_changes_nothing(setting):
 
 def test_the_nearest_target_comes_first_and_targets_are_encoded_once(setting):
     encoder, _, re_encoder = setting
-    anchors, before = re_encoder.anchors, encoder.prompts
-    found = anchors.nearest("redness", anchors.vectors("redness"))
+    index, before = re_encoder.replacements, encoder.prompts
+    found = index.nearest("redness", index.vectors("redness"))
     assert [pair.target for pair in found] == ["crimson", "a wooden chair"]
     assert encoder.prompts == before + 2
-    assert anchors.vectors("redness").norm(dim=-1) == pytest.approx([1.0, 1.0], abs=1e-5)
+    assert index.vectors("redness").norm(dim=-1) == pytest.approx([1.0, 1.0], abs=1e-5)
 
 
 def test_anchors_come_from_the_concept_files_without_what_is_held_out(tiny_encoder):

@@ -11,7 +11,7 @@ from sanitizer.training import dataset
 from sanitizer.training.config import TrainingConfig
 from sanitizer.training.dataset import EncodedDataset, batch_size
 from sanitizer.training.fit import fit
-from sanitizer.training.probes import Probe, area_under_curve, caught_at
+from sanitizer.training.probes import Probe, area_under_curve, true_positive_rate
 from sanitizer.training.report import Report
 
 SMALL = {"examples": 150, "steps": 20}
@@ -177,8 +177,8 @@ def test_youth_is_scored_but_never_erased_and_lowers_thresholds(tiny_encoder):
 def test_curves():
     positive, negative = torch.tensor([0.9, 0.8, 0.3]), torch.tensor([0.1, 0.2, 0.3, 0.4])
     assert area_under_curve(positive, negative) == pytest.approx((4 + 4 + 2.5) / 12)
-    assert caught_at(positive, negative, 0.0) == pytest.approx(2 / 3)
-    assert caught_at(positive, negative, 0.25) == pytest.approx(2 / 3)
+    assert true_positive_rate(positive, negative, 0.0) == pytest.approx(2 / 3)
+    assert true_positive_rate(positive, negative, 0.25) == pytest.approx(2 / 3)
     x = torch.cat([torch.randn(50, 4) + 2, torch.randn(50, 4) - 2])
     y = torch.cat([torch.ones(50), torch.zeros(50)])
     assert ((Probe.fit(x, y)(x) > 0) == (y > 0)).all()
