@@ -1,8 +1,8 @@
-"""`python -m sanitizer`: see sanitizer/cli/main.py."""
+"""`python -m sanitizer`: see sanitizer/cli/app.py."""
 
 import sys
 
-from .cli.main import main
+from .cli.app import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,7 +1,7 @@
 """Where the data lies, and files that are written whole or not at all."""
 
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,16 +31,18 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
             with path.open("wb") as file:
                 yield file
             return
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:50]}.", suffix=".tmp")
-        temporary = Path(name)
-        with os.fdopen(handle, "wb") as file:
+        # A new file has the rights that the system gives new files; an old one keeps its own.
+        mode = path.stat().st_mode & 0o777 if path.exists() else None
+        temporary = path.with_name(f".{path.name[:50]}.{secrets.token_hex(6)}.tmp")
+        with temporary.open("xb") as file:
+            if mode is not None:
+                # At once, since not everyone may read what is being written; ours to write until it is whole.
+                temporary.chmod(mode | 0o600)
             yield file
             file.flush()
             os.fsync(file.fileno())
-        # mkstemp makes a file for its owner only; a new file has the usual rights, an old one keeps its own.
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~umask)
+        if mode is not None:
+            temporary.chmod(mode)
         temporary.replace(path)
     except BrokenPipeError:
         raise

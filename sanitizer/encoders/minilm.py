@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import safetensors.torch
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 

@@ -96,7 +96,7 @@ def encode_windows(
     layout: WindowLayout,
     run: Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None]],
 ) -> Encoding:
-    """Tokenise with a fast tokenizer, as transformers has them, run the model window by window, join the windows of a prompt.
+    """Tokenise as a fast tokenizer of transformers does, run the model window by window, join the windows of a prompt.
 
     `run` takes ids (N, L) and mask (N, L) and gives embeddings (N, L, D) and a pooled vector (N, P) or None; the pooled
     vector of a prompt is its first window's, as in ComfyUI.

@@ -118,7 +118,7 @@ def test_help_of_every_command():
 def test_wrong_usage(arguments):
     out, err = run(*arguments, code=2)
     assert out == ""
-    assert "usage:" in err
+    assert "Usage: python -m sanitizer" in err
 
 
 def test_score_in_a_pipe_is_json_lines(pair):

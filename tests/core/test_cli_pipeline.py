@@ -12,10 +12,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from sanitizer.cli import pipeline
+from sanitizer.cli.io import check_output
 from sanitizer.cli.pipeline import process
-from sanitizer.cli.sanitize import write
+from sanitizer.cli.sanitize import TensorSpool, write
 from sanitizer.cli.score import line, write_lines
-from sanitizer.cli.writers import TensorSpool, check_output
 from sanitizer.errors import SanitizerError
 from sanitizer.files import whole_file
 from sanitizer.model import artifact
@@ -79,7 +79,7 @@ def test_batches_equal_single_prompts(trained):
         assert one.tokens == alone.tokens
         assert one.offsets == alone.offsets
         assert torch.equal(one.mask, alone.mask)
-        for name in ("rows", "sanitized", "prompt_scores", "token_scores", "pooled", "pooled_sanitized"):
+        for name in ("embeddings", "sanitized", "prompt_scores", "token_scores", "pooled", "pooled_sanitized"):
             ours, theirs = getattr(one, name), getattr(alone, name)
             assert (ours is None) == (theirs is None)
             if ours is not None:
@@ -101,7 +101,7 @@ def test_results_are_the_sanitizers_own(trained):
 def test_harmless_and_strength_zero_are_bit_identical(trained):
     for one in results(trained, strength=0.0):
         assert torch.equal(one.embeddings, one.sanitized)
-    assert torch.equal(*(getattr(results(trained, ["a fox"], strength=1.0)[0], n) for n in ("rows", "sanitized")))
+    assert torch.equal(*(getattr(results(trained, ["a fox"], strength=1.0)[0], n) for n in ("embeddings", "sanitized")))
 
 
 def test_prompts_are_not_read_ahead_of_a_span(masked, monkeypatch):
@@ -186,10 +186,10 @@ def test_spool_gives_back_what_went_in(tmp_path, dtype):
     generator = torch.Generator().manual_seed(0)
     items = [torch.randn(n, 3, generator=generator).to(dtype) for n in (2, 0, 5, 1)]
     path = tmp_path / "t.safetensors"
-    with path.open("w+b") as file, TensorSpool(tmp_path) as spool:
+    with TensorSpool(tmp_path) as spool:
         for item in items:
             spool.add({"rows": item, "mask": torch.ones(len(item), dtype=torch.bool)}, {"sum": item.sum(0)})
-        spool.assemble(file, {})
+        spool.save(path, {})
     found = load_file(path)
     assert found["rows"].shape == (4, 5, 3)
     assert found["rows"].dtype == dtype
@@ -301,13 +301,13 @@ def test_a_reader_leaves_ordinary_prompts_bit_for_bit(trained):
     for plain, read in zip(
         results(trained, prompts, strength=1.0), results(trained, prompts, strength=1.0, reader=READER), strict=True
     ):
-        for name in ("rows", "sanitized", "prompt_scores", "token_scores", "pooled", "pooled_sanitized"):
+        for name in ("embeddings", "sanitized", "prompt_scores", "token_scores", "pooled", "pooled_sanitized"):
             ours, theirs = getattr(plain, name), getattr(read, name)
             same = ours is theirs is None or torch.equal(ours, theirs)
             if plain.flagged and not same:
                 # The erase net sees one prompt more, which may round otherwise.
                 same = torch.allclose(ours, theirs, atol=1e-5)
-            assert same != (plain.prompt == DISGUISED[0] and name not in ("rows", "pooled") and ours is not None)
+            assert same != (plain.prompt == DISGUISED[0] and name not in ("embeddings", "pooled") and ours is not None)
 
 
 def test_only_prompts_that_read_differently_are_encoded_twice(masked):
