@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import SanitizerError
-from ..files import whole_file
+from ..files import whole_path
 from ..model.config import THRESHOLD
 from .io import check_output, counted, note, read_prompts
 from .pipeline import Result, default_re_encoder, default_reader, load_pair, process
@@ -76,7 +76,7 @@ def write(results: Iterable[Result], target: Path, metadata: dict[str, str], mov
     """
     flagged = 0
     # The output is opened first: its folder is known to take a file before the work is done.
-    with whole_file(target) as file, TensorSpool(target.parent) as spool:
+    with whole_path(target) as temporary, TensorSpool(target.parent) as spool:
         for result in results:
             flagged += result.flagged
             fixed = {"prompt_scores": result.prompt_scores}
@@ -90,7 +90,7 @@ def write(results: Iterable[Result], target: Path, metadata: dict[str, str], mov
             }
             spool.add(rows | ({"mask_sanitized": result.mask_sanitized} if moved else {}), fixed)
         try:
-            spool.save(Path(file.name), metadata)
+            spool.save(temporary, metadata)
         except SafetensorError as error:
             raise SanitizerError(f"{target}: cannot be written ({error}).") from error
         return len(spool), flagged

@@ -4,11 +4,14 @@ import importlib.util
 import io
 import json
 import os
+import subprocess
+import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from sanitizer.cli import pipeline
@@ -17,10 +20,11 @@ from sanitizer.cli.pipeline import process
 from sanitizer.cli.sanitize import TensorSpool, write
 from sanitizer.cli.score import line, write_lines
 from sanitizer.errors import SanitizerError
-from sanitizer.files import whole_file
+from sanitizer.files import whole_file, whole_path
 from sanitizer.model import artifact
 from sanitizer.text.deobfuscate import Deobfuscator
 
+PACK = Path(__file__).resolve().parents[2]
 PROMPTS = [
     "a photo of a crimson woman",
     "a fox",
@@ -200,6 +204,49 @@ def test_spool_gives_back_what_went_in(tmp_path, dtype):
         assert torch.equal(found["sum"][index], item.sum(0))
 
 
+SPOOL = """
+import sys, threading, time
+from pathlib import Path
+import torch
+from sanitizer.cli.sanitize import TensorSpool
+
+def anonymous():
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("RssAnon"))
+
+count, folder, peak = int(sys.argv[1]), Path(sys.argv[2]), 0
+items = [torch.randn(length, 4096) for length in (2, 4)]
+with TensorSpool(folder) as spool:
+    for i in range(count):
+        spool.add({"rows": items[i % 2]}, {})
+    before, saving = anonymous(), threading.Thread(target=spool.save, args=(folder / "o.safetensors", {}))
+    saving.start()
+    while saving.is_alive():
+        peak = max(peak, anonymous())
+        time.sleep(0.001)
+print(peak - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux")
+@pytest.mark.skipif(version("safetensors") < "0.8", reason="older versions copy what they write into memory")
+def test_the_spool_is_not_held_in_memory(tmp_path):
+    """192 MB are written with less than a tenth of it in memory that the system cannot take back."""
+    command = [sys.executable, "-c", SPOOL, "3000", str(tmp_path)]
+    done = subprocess.run(command, cwd=PACK, capture_output=True, text=True, check=True, timeout=300)
+    assert (tmp_path / "o.safetensors").stat().st_size > 190e6
+    assert int(done.stdout) * 1024 < 19e6
+
+
+def test_a_full_disk_under_safetensors_is_one_line(masked, tmp_path, monkeypatch):
+    def full(*_arguments):
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("sanitizer.cli.sanitize.save_file", full)
+    with pytest.raises(SanitizerError, match=r"o\.safetensors: cannot be written .*No space left"):
+        write(process(*masked, ["a fox"]), tmp_path / "o.safetensors", {})
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_spool_refuses_a_tensor_of_another_kind(tmp_path):
     with TensorSpool(tmp_path) as spool:
         spool.add({"rows": torch.zeros(2, 3)}, {})
@@ -222,11 +269,37 @@ def test_an_exception_leaves_the_old_file_and_nothing_else(tmp_path, error):
 def test_a_new_file_has_the_usual_rights_and_an_old_one_keeps_its_own(tmp_path):
     target = tmp_path / "out.jsonl"
     (tmp_path / "plain").touch()
-    for mode in ((tmp_path / "plain").stat().st_mode, 0o640):
+    for mode in ((tmp_path / "plain").stat().st_mode, 0o640, 0o400):
         with whole_file(target) as file:
             file.write(b"x")
         assert target.stat().st_mode & 0o777 == mode & 0o777
-        target.chmod(0o640)
+        target.chmod(0o640 if mode != 0o640 else 0o400)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs POSIX rights")
+def test_the_rights_hold_while_writing_and_for_writers_that_replace_the_file(tmp_path):
+    """As safetensors 0.8 does, which leaves a file that is its owner's alone."""
+    target = tmp_path / "out.safetensors"
+    umask = os.umask(0o027)
+    try:
+        with whole_path(target) as temporary:
+            (tmp_path / "own").touch(mode=0o600)
+            (tmp_path / "own").replace(temporary)
+        assert target.stat().st_mode & 0o777 == 0o640
+        target.chmod(0o600)
+        with whole_path(target) as temporary:
+            assert temporary.stat().st_mode & 0o777 == 0o600, "a private file's data are private at once"
+        assert list(tmp_path.iterdir()) == [target]
+    finally:
+        os.umask(umask)
+
+
+def test_a_writer_that_wants_a_name_gets_no_device(tmp_path):
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "pipe")
+        with pytest.raises(SanitizerError, match="no regular file"), whole_path(tmp_path / "pipe"):
+            raise AssertionError
+        assert [path.name for path in tmp_path.iterdir()] == ["pipe"]
 
 
 def test_a_link_is_written_through(tmp_path):
