@@ -191,7 +191,7 @@ app = typer.Typer(
     epilog=_examples("""
 examples:
   PROGRAM demo
-  PROGRAM score --encoder minilm "a nude-coloured lipstick" "a naked man"
+  PROGRAM score --encoder minilm "a nude lipstick" "a naked man"
   PROGRAM score --encoder minilm --input prompts.csv \\
       --column prompt --output scores.jsonl
   PROGRAM sanitize --encoder minilm --sanitizer auto \\

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from ..errors import SanitizerError
 from ..files import whole_file
 from ..render.image import render_image
-from ..render.terminal import render_legend, render_terminal
+from ..render.terminal import printable, render_legend, render_terminal
 from .io import check_output, colour_depth
 from .pipeline import Result, default_re_encoder, default_reader, load_pair, process
 from .score import verdict
@@ -76,7 +76,8 @@ def run(encoder_name: str, sanitizer_name: str, folder: Path, readings: bool) ->
     again = re_encoded(encoder, sanitizer, [PROMPTS[place].prompt for place in unsafe], reader)
 
     depth = colour_depth()
-    print(f"Encoder {encoder.name}: {encoder.fingerprint}. Sanitizer {path.name}: {', '.join(sanitizer.erasable)}.\n")
+    names = ", ".join(sanitizer.erasable)
+    print(printable(f"Encoder {encoder.name}: {encoder.fingerprint}. Sanitizer {path.name}: {names}.") + "\n")
     print(render_legend(depth))
     print_prompts(results, sanitizer.erasable, depth)
     print_identity(results)
@@ -84,7 +85,7 @@ def run(encoder_name: str, sanitizer_name: str, folder: Path, readings: bool) ->
     print(CAPTION)
     print(table(sanitizer, [results[place] for place in unsafe], again, counterparts))
     save_picture(results, sanitizer.erasable, target)
-    print(f"\nWrote {target}. {time.monotonic() - began:.1f} s in all.")
+    print("\n" + printable(f"Wrote {target}. {time.monotonic() - began:.1f} s in all."))
 
 
 def print_prompts(results: Sequence[Result], erasable: tuple[str, ...], depth: int) -> None:

@@ -127,7 +127,14 @@ def test_help_is_light():
     code = f"from sanitizer.cli.app import main; main(['score', '--encoder', 'minilm', 'a fox']); {imported}"
     out = subprocess.run([sys.executable, "-c", code], cwd=PACK, capture_output=True, text=True, check=True).stdout
     assert "torch" in out.splitlines()[-1].split()
-    assert not {"transformers", "scipy", "sklearn", "rich", "tqdm"} & set(out.splitlines()[-1].split())
+    assert not {"transformers", "scipy", "sklearn", "rich"} & set(out.splitlines()[-1].split())
+
+
+def test_without_typer_one_line_says_what_to_install():
+    code = "import runpy, sys; sys.modules['typer'] = None; runpy.run_module('sanitizer', run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=PACK, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "error: the command line needs typer. Run: pip install typer rich\n"
 
 
 @pytest.mark.parametrize(
@@ -324,7 +331,7 @@ def test_bars_on_a_terminal_only(pair, tmp_path):
     assert dumb.count("\n") == 1 and "\x1b" not in dumb
     source.write_text('"a"\n17\n')
     text = in_terminal("score", *pair, "--input", source, "--format", "jsonl", *out, stream="stderr", code=1)
-    assert "\x1b[?25h" in text and text.rstrip().splitlines()[-1].startswith("error: ")
+    assert text.rstrip().splitlines()[-1].startswith("\x1b[?25herror: "), "the bar has ended before"
 
 
 def test_score_without_prompts_on_a_terminal_does_not_hang(pair):
