@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..errors import SanitizerError
-from .base import Encoding
+from .base import Encoding, Fingerprint, hash_weights
 
 WINDOWS_PER_CALL = 64
 
@@ -23,6 +23,42 @@ class WindowLayout:
     pad: int
     fixed: bool
     """True: every window is padded to `length` and the padding is visible (CLIP). False: padding is masked."""
+
+
+class WindowedEncoder:
+    """A text encoder around a torch model and its tokenizer. A subclass sets the attributes and says how to run it."""
+
+    layout: WindowLayout
+    width: int
+    pooled_width = 0
+    architecture: str
+
+    def __init__(self, name: str, device: str, model: torch.nn.Module, tokenizer) -> None:
+        self.name = name
+        self.device = device
+        self.model = model.to(device=device).eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self._fingerprint: Fingerprint | None = None
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        if self._fingerprint is None:
+            self._fingerprint = Fingerprint(
+                self.architecture, self.width, self.pooled_width, hash_weights(self.model.named_parameters())
+            )
+        return self._fingerprint
+
+    def encode(self, prompts: Sequence[str]) -> Encoding:
+        with torch.inference_mode():
+            return encode_windows(prompts, self.tokenizer, self.layout, self._run)
+
+    def run_tokens(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Token ids (N, L), special tokens and padding among them, and mask (N, L) -> embeddings (N, L, D) and pooled
+        vector (N, P) or None. Gradients reach the embeddings, unless the caller forbids them; the weights have none."""
+        return self._run(ids, mask)
+
+    def _run(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor | None]:
+        raise NotImplementedError
 
 
 @dataclass
@@ -60,7 +96,7 @@ def encode_windows(
     layout: WindowLayout,
     run: Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None]],
 ) -> Encoding:
-    """Tokenise with a fast transformers tokenizer, run the model window by window, join the windows of a prompt.
+    """Tokenise as a fast tokenizer of transformers does, run the model window by window, join the windows of a prompt.
 
     `run` takes ids (N, L) and mask (N, L) and gives embeddings (N, L, D) and a pooled vector (N, P) or None; the pooled
     vector of a prompt is its first window's, as in ComfyUI.

@@ -1,6 +1,5 @@
 """`inspect`: what a sanitizer file is, for whom, and how good. Reads the header only."""
 
-import argparse
 import hashlib
 import json
 from pathlib import Path
@@ -10,12 +9,13 @@ from ..render.terminal import printable
 from ..training.report import Report
 
 
-def run(arguments: argparse.Namespace) -> None:
-    info = artifact.read_info(arguments.file)
-    if arguments.json:
+def run(file: Path, as_json: bool) -> None:
+    """Print a page about the file, or its whole header as JSON."""
+    info = artifact.read_info(file)
+    if as_json:
         print(json.dumps(info.to_dict(), indent=2, ensure_ascii=False))
     else:
-        print("\n".join(printable(line) for line in describe(arguments.file, info).split("\n")))
+        print("\n".join(printable(line) for line in describe(file, info).split("\n")))
 
 
 def describe(path: Path, info: artifact.Info) -> str:
