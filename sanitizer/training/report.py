@@ -6,7 +6,7 @@ It goes into the file and on the screen, so that whoever is handed a sanitizer s
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from random import Random
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -77,12 +77,9 @@ class Report:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, values: Mapping) -> "Report":
-        own = {NAMES_OF_VERSION_1.get(name, name): value for name, value in values.items()}
-        concepts = [
-            ConceptReport(**{NAMES_OF_VERSION_1.get(name, name): value for name, value in concept.items()})
-            for concept in own.pop("concepts", [])
-        ]
+    def from_dict(cls, values: Mapping[str, Any]) -> "Report":
+        own = _renamed(values)
+        concepts = [ConceptReport(**_renamed(concept)) for concept in own.pop("concepts", [])]
         return cls(concepts=concepts, **own)
 
     def to_text(self) -> str:
@@ -106,6 +103,10 @@ class Report:
             f"{self.examples} training prompts, {self.seconds:.0f} s.",
         ]
         return "\n".join(lines)
+
+
+def _renamed(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {NAMES_OF_VERSION_1.get(name, name): value for name, value in values.items()}
 
 
 def _number(value: float | None, width: int) -> str:
