@@ -11,6 +11,7 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -32,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # No expansion: Windows would take the prompt "a*" for the names of files.
         typer.main.get_command(app).main(arguments, program(), windows_expand_args=False)
     except SystemExit as end:
-        return end.code
+        return end.code if isinstance(end.code, int) else REFUSED
     return 0
 
 
@@ -83,7 +84,7 @@ def _out_of_memory(error: BaseException) -> bool:
 def _use_utf8() -> None:
     """JSON lines are UTF-8 wherever they go, and a character that a terminal cannot show must not end the program."""
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
+        if isinstance(stream, TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
 
 
@@ -120,12 +121,15 @@ def _option(*names: str, **settings):
     return typer.Option(*names, show_default=False, **settings)
 
 
-def _names(text: str | None) -> list[str] | None:
-    """`a, b,c` -> its parts. At least one."""
-    found = None if text is None else [part.strip() for part in text.split(",") if part.strip()]
-    if found == []:
+def _names(text: str) -> list[str]:
+    """`a, b,c` -> its parts."""
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _some_names(text: str | None) -> str | None:
+    if text is not None and not _names(text):
         raise typer.BadParameter("expected names with commas between, found none")
-    return found
+    return text
 
 
 def _number(value: float | None) -> float | None:
@@ -231,7 +235,7 @@ def train(
         _option(
             "--concepts",
             metavar="A,B",
-            callback=_names,
+            callback=_some_names,
             help="names out of concepts/, with commas between, or all; also concept files of your own (.toml, or .txt "
             "with a name and lines 'target -> anchor')",
         ),
@@ -252,7 +256,7 @@ def train(
     with _exit_code():
         from .train import run
 
-        run(encoder, concepts, output, examples, steps, seed, device)
+        run(encoder, _names(concepts), output, examples, steps, seed, device)
 
 
 @app.command(
@@ -359,7 +363,7 @@ def sanitize(
         _option(
             "--concepts",
             metavar="A,B",
-            callback=_names,
+            callback=_some_names,
             help="concepts to erase, with commas between (default: all)",
         ),
     ] = None,
@@ -390,7 +394,7 @@ def sanitize(
             mode == "re-encode",
             strength,
             threshold,
-            concepts,
+            None if concepts is None else _names(concepts),
             not no_readings,
             device,
         )

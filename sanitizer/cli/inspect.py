@@ -52,7 +52,7 @@ def _settings(value: object) -> str:
 def _report(values: object) -> str:
     """As training printed it; a report of other keys, from a later version perhaps, as it stands in the header."""
     try:
-        if not values:
+        if not isinstance(values, dict) or not values:
             raise ValueError
         return Report.from_dict(values).to_text()
     except (TypeError, ValueError, KeyError, AttributeError):

@@ -9,10 +9,13 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ..errors import SanitizerError
 from ..render.terminal import printable
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 FORMATS = ("txt", "csv", "jsonl")
 LONGEST = 4_000_000
@@ -211,7 +214,7 @@ def check_output(path: Path, ending: str | None = None, source: str | None = Non
 def program() -> str:
     """How this command line is called: the console script by its name, else `python -m` and the package."""
     script = Path(sys.argv[0]).stem
-    return script if script == "embedding-sanitizer" else f"python -m {__package__.rpartition('.')[0]}"
+    return script if script == "embedding-sanitizer" else f"python -m {__name__.rpartition('.cli.')[0]}"
 
 
 def note(text: str) -> None:
@@ -264,22 +267,24 @@ class Bars:
 
     def __init__(self, drawn: bool = True, lines: bool = True) -> None:
         self.lines = lines
-        self.tasks: dict[str, int] = {}
-        self.progress = None
+        self.tasks: dict[str, Any] = {}
+        self.progress: Progress | None = None
         if is_terminal(sys.stderr) and not is_dumb():
             self.lines = False
             self.progress = _progress() if drawn else None
 
     def __call__(self, stage: str, done: int, total: int | None, values: dict[str, float]) -> None:
         if stage not in self.tasks:
-            self.tasks[stage] = len(self.tasks)
+            self.tasks[stage] = None
             if self.progress is not None:
                 self.tasks[stage] = self.progress.add_task(printable(stage), total=total, values="")
             elif self.lines:
                 note(f"{stage}: {total}")
         if self.progress is not None:
-            shown = {"values": ", ".join(f"{name} {value:.3f}" for name, value in values.items())} if values else {}
-            self.progress.update(self.tasks[stage], completed=done, **shown)
+            self.progress.update(self.tasks[stage], completed=done)
+            if values:
+                shown = ", ".join(f"{name} {value:.3f}" for name, value in values.items())
+                self.progress.update(self.tasks[stage], values=shown)
 
     def __enter__(self) -> "Bars":
         if self.progress is not None:
@@ -291,7 +296,7 @@ class Bars:
             self.progress.stop()
 
 
-def _progress():
+def _progress() -> "Progress":
     """rich's bars on standard error. What they name may come out of a file, so it is no markup."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn

@@ -175,7 +175,7 @@ def _batch(encoder, sanitizer, prompts, strength, threshold, concepts, reader, r
     pooled, pooled_out = (None if v is None else v.cpu() for v in (encoding.pooled, out.pooled))
     for b, read in reading.words.items():
         # Where the reading is what fired, its words are at fault.
-        if (out.fired[b] & (reading.scores[b] >= out.scores.prompt[b])).any():
+        if reading.scores is not None and (out.fired[b] & (reading.scores[b] >= out.scores.prompt[b])).any():
             token_scores[b] = raised(prompts[b], encoding.tokens[b], encoding.offsets[b], token_scores[b], read)
     flagged, fired = out.flagged.tolist(), out.fired.tolist()
     for b, prompt in enumerate(prompts):

@@ -80,7 +80,7 @@ def write(results: Iterable[Result], target: Path, metadata: dict[str, str], mov
         for result in results:
             flagged += result.flagged
             fixed = {"prompt_scores": result.prompt_scores}
-            if result.pooled is not None:
+            if result.pooled is not None and result.pooled_sanitized is not None:
                 fixed |= {"pooled": result.pooled, "pooled_sanitized": result.pooled_sanitized}
             rows = {
                 "embeddings": result.embeddings,

@@ -99,7 +99,7 @@ def verdict(result: Result, erasable: tuple[str, ...], depth: int) -> str:
             word = culprit(words, name)
             found.append(label + (f' (most in "{word}")' if word else ""))
         return f"flagged: {', '.join(found)}"
-    name = max(erasable, key=scores.get)
+    name = max(erasable, key=lambda one: scores[one])
     return f"harmless (highest: {_readable(name)} {scores[name]:.2f})"
 
 

@@ -118,62 +118,85 @@ class Bert(nn.Module):
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
         self.config = config
-        width = config.hidden_size
-        self.embeddings = nn.ModuleDict(
-            {
-                "word_embeddings": _Embedding(config.vocab_size, width),
-                "position_embeddings": _Embedding(config.max_position_embeddings, width),
-                "token_type_embeddings": _Embedding(config.type_vocab_size, width),
-                "LayerNorm": nn.LayerNorm(width, eps=config.layer_norm_eps),
-            }
-        )
-        layers = nn.ModuleList(_Layer(config) for _ in range(config.num_hidden_layers))
-        self.encoder = nn.ModuleDict({"layer": layers})
+        self.embeddings = _Embeddings(config)
+        self.encoder = _Encoder(config)
 
     def get_input_embeddings(self) -> nn.Embedding:
-        return self.embeddings["word_embeddings"]
+        return self.embeddings.word_embeddings
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, use_cache: bool = False) -> BertOutput:
         """input_ids (N, L); attention_mask (N, L), zero for padding. There is no cache to use."""
-        own, length = self.embeddings, input_ids.shape[1]
-        x = own["word_embeddings"](input_ids) + own["token_type_embeddings"].weight[0]
-        x = own["LayerNorm"](x + own["position_embeddings"].weight[:length])
-        mask = None if attention_mask is None or attention_mask.all() else attention_mask.bool()[:, None, None, :]
-        if mask is not None:
-            mask = mask.expand(-1, 1, length, -1)
+        mask = None
+        if attention_mask is not None and not attention_mask.all():
+            mask = attention_mask.bool()[:, None, None, :].expand(-1, 1, input_ids.shape[1], -1)
             mask = mask.tril() if self.config.is_decoder else mask
-        for layer in self.encoder["layer"]:
+        return BertOutput(self.encoder(self.embeddings(input_ids), mask))
+
+
+class _Embeddings(nn.Module):
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.word_embeddings = _Embedding(config.vocab_size, config.hidden_size)
+        self.position_embeddings = _Embedding(config.max_position_embeddings, config.hidden_size)
+        self.token_type_embeddings = _Embedding(config.type_vocab_size, config.hidden_size)
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        # In this order: sums of floating-point numbers depend on it.
+        x = self.word_embeddings(ids) + self.token_type_embeddings.weight[0]
+        return self.LayerNorm(x + self.position_embeddings.weight[: ids.shape[1]])
+
+
+class _Encoder(nn.Module):
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.layer = nn.ModuleList(_Layer(config) for _ in range(config.num_hidden_layers))
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """x (N, L, D); mask (N, 1, L, L) bool, True for what is seen, or None where no padding is to be hidden."""
+        for layer in self.layer:
             x = layer(x, mask)
-        return BertOutput(x)
+        return x
 
 
 class _Layer(nn.Module):
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
-        width, eps = config.hidden_size, config.layer_norm_eps
-        self.heads, self.causal = config.num_attention_heads, config.is_decoder
-        self.attention = nn.ModuleDict(
-            {
-                "self": nn.ModuleDict({name: _Linear(width, width) for name in ("query", "key", "value")}),
-                "output": nn.ModuleDict({"dense": _Linear(width, width), "LayerNorm": nn.LayerNorm(width, eps=eps)}),
-            }
-        )
-        self.intermediate = nn.ModuleDict({"dense": _Linear(width, config.intermediate_size)})
-        self.output = nn.ModuleDict(
-            {"dense": _Linear(config.intermediate_size, width), "LayerNorm": nn.LayerNorm(width, eps=eps)}
-        )
+        width, wide = config.hidden_size, config.intermediate_size
+        self.attention = nn.ModuleDict({"self": _Attention(config), "output": _Residual(width, config)})
+        self.intermediate = nn.ModuleDict({"dense": _Linear(width, wide)})
+        self.output = _Residual(wide, config)
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """x (N, L, D); mask (N, 1, L, L) bool, True for what is seen, or None where nothing is hidden."""
+        x = self.attention["output"](self.attention["self"](x, mask), x)
+        return self.output(F.gelu(self.intermediate["dense"](x)), x)
+
+
+class _Attention(nn.Module):
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.heads, self.causal = config.num_attention_heads, config.is_decoder
+        self.query, self.key, self.value = (_Linear(config.hidden_size, config.hidden_size) for _ in range(3))
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         query, key, value = (
-            part(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in self.attention["self"].values()
+            part(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (self.query, self.key, self.value)
         )
         causal = self.causal and mask is None and x.shape[1] > 1
         seen = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal)
-        output = self.attention["output"]
-        x = output["LayerNorm"](output["dense"](seen.transpose(1, 2).flatten(2)) + x)
-        wide = F.gelu(self.intermediate["dense"](x))
-        return self.output["LayerNorm"](self.output["dense"](wide) + x)
+        return seen.transpose(1, 2).flatten(2)
+
+
+class _Residual(nn.Module):
+    """A linear layer whose output is added to what went in before, and normalised."""
+
+    def __init__(self, width: int, config: BertConfig) -> None:
+        super().__init__()
+        self.dense = _Linear(width, config.hidden_size)
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(self, x: Tensor, before: Tensor) -> Tensor:
+        return self.LayerNorm(self.dense(x) + before)
 
 
 class _Linear(nn.Linear):
@@ -201,7 +224,7 @@ class WordPieces:
         self.inner.no_truncation()
         self.inner.no_padding()
         self.cls_token_id, self.sep_token_id, self.pad_token_id, self.unk_token_id = map(
-            self.inner.token_to_id, ("[CLS]", "[SEP]", "[PAD]", "[UNK]")
+            self.inner.get_vocab().__getitem__, ("[CLS]", "[SEP]", "[PAD]", "[UNK]")
         )
         added = self.inner.get_added_tokens_decoder()
         self.all_special_ids = [index for index, token in added.items() if token.special]
@@ -220,7 +243,7 @@ class WordPieces:
         return self.inner.get_vocab()
 
     def convert_ids_to_tokens(self, ids: Sequence[int]) -> list[str]:
-        return [self.inner.id_to_token(index) for index in ids]
+        return [self.inner.id_to_token(index) or "" for index in ids]
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = False, **_options) -> str:
         return self.inner.decode(list(ids), skip_special_tokens=skip_special_tokens)

@@ -2,6 +2,7 @@
 
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -86,7 +87,7 @@ class ClipEncoder(TransformersEncoder):
         out = self.model(input_ids=ids.to(self.device), output_hidden_states=True)
         rows = out.hidden_states[self.layer]
         if not self.raw:
-            inner = getattr(self.model, "text_model", self.model)
+            inner: Any = getattr(self.model, "text_model", self.model)
             rows = inner.final_layer_norm(rows)
         return rows, out.text_embeds if self.projected else out.pooler_output
 
