@@ -11,6 +11,7 @@ import json
 import random
 import re
 import tomllib
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -61,15 +62,20 @@ def read_table(path: Path) -> pd.DataFrame:
 
 def _separated(path: Path, text: str, separator: str) -> pd.DataFrame:
     try:
-        # Only a line feed ends a line here, as in the sanitizer's own readers: prompts hold other separators.
-        table = pd.read_csv(
-            io.StringIO(text), sep=separator, dtype=str, keep_default_na=False, index_col=False, lineterminator="\n"
-        )
+        with warnings.catch_warnings():
+            # A row with more values than the header has columns: a prompt with a comma that nobody quoted.
+            warnings.simplefilter("error", pd.errors.ParserWarning)
+            # Only a line feed ends a line here, as in the sanitizer's own readers: prompts hold other separators.
+            table = pd.read_csv(
+                io.StringIO(text), sep=separator, dtype=str, keep_default_na=False, index_col=False, lineterminator="\n"
+            )
     except pd.errors.EmptyDataError:
         return pd.DataFrame()
-    except (pd.errors.ParserError, ValueError) as error:
+    except (pd.errors.ParserError, pd.errors.ParserWarning, ValueError) as error:
         raise SanitizerError(f"{path}: no valid table ({' '.join(str(error).split())}).") from error
-    return table.rename(columns=str.strip).fillna("").apply(lambda column: column.str.strip())
+    table = table.rename(columns=str.strip).fillna("").apply(lambda column: column.str.strip())
+    # With a carriage return before its line feed an empty line is no longer empty for pandas.
+    return table[(table != "").any(axis=1)].reset_index(drop=True)
 
 
 def _json(path: Path, text: str, whole: bool) -> pd.DataFrame:
