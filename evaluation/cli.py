@@ -3,6 +3,7 @@ what training takes."""
 
 import argparse
 import sys
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,15 +15,16 @@ REFUSED, INTERRUPTED = 1, 130
 CONCEPTS = "nudity,violence"
 EXAMPLES, LIMIT = 1000, 2000
 QUICK_EXAMPLES, QUICK_LIMIT = 200, 80
+SAMPLES, BUDGET, JUDGE_EXAMPLES = 20, 2000, 1000
+QUICK_SAMPLES, QUICK_BUDGET, QUICK_JUDGE_EXAMPLES = 4, 300, 300
+PUBLISHED_BUDGET = 512_000
 
 
-def build_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
-    """The attack's own options are loaded only where an attack is asked for."""
+def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m evaluation", description="Prompt sets in, figures out.")
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="measure all methods on all prompt sets and write a report")
-    run.add_argument("--encoder", required=True, help="as for python -m sanitizer: minilm, minilm-causal, a folder, …")
-    run.add_argument("--sanitizer", default="auto", help="a file, or auto: the one in weights/ for this encoder")
+    _add_pair(run)
     run.add_argument("--methods", default="all", help="all, or names divided by commas")
     run.add_argument("--concepts", default=CONCEPTS, help=f"names divided by commas ({CONCEPTS})")
     run.add_argument("--prompt-sets", type=Path, help="folder with prompt sets, see evaluation/prompt_sets.toml")
@@ -34,20 +36,42 @@ def build_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     run.add_argument("--limit", type=_positive, help=f"most prompts of a set ({LIMIT})")
     run.add_argument("--examples", type=_positive, help=f"unsafe prompts to tune methods and probes on ({EXAMPLES})")
     run.add_argument("--seed", type=int, default=0)
-    run.add_argument("--show-prompts", action="store_true", help="show the words of missed prompts in the report")
+    run.add_argument("--show-prompts", action="store_true", help="list the missed prompts in the report")
     run.set_defaults(main=run_command)
     attack = commands.add_parser("attack", help="attack a sanitizer through its text encoder")
-    if arguments[:1] == ["attack"]:
-        from .attacks import cli as attacks
-
-        attacks.add_arguments(attack)
-        attack.set_defaults(main=attacks.main)
-    memory = commands.add_parser("memory", help="train on a stand-in for a wide encoder and print the peak memory")
+    _add_pair(attack)
+    names = "obfuscation, mma, ring-a-bell, adaptive-mma, adaptive-ring-a-bell, substitution, control"
+    attack.add_argument("--attacks", default="all", help=f"all, or names divided by commas: {names}")
+    attack.add_argument("--concept", default="nudity", help="the concept to bring through (nudity)")
+    attack.add_argument("--targets", help="file of unsafe target prompts, .txt, .csv or .jsonl; else held-out phrases")
+    attack.add_argument("--column", default="prompt", help="the targets' column or key (prompt)")
+    attack.add_argument("--samples", type=_positive, help=f"targets to attack with ({SAMPLES})")
+    attack.add_argument(
+        "--budget", type=_budget,
+        help=f"prompts that a search may encode for a target ({BUDGET}); 'published': {PUBLISHED_BUDGET:,}",
+    )  # fmt: skip
+    attack.add_argument("--examples", type=_positive, help=f"prompts to train the judge on ({JUDGE_EXAMPLES})")
+    attack.add_argument("--seed", type=int, default=0)
+    attack.add_argument(
+        "--output", type=Path, required=True, help="folder of the report; attacks that were cut off go on in it"
+    )
+    quick = f"{QUICK_SAMPLES} targets, a budget of {QUICK_BUDGET}, {QUICK_JUDGE_EXAMPLES} examples"
+    attack.add_argument("--quick", action="store_true", help=quick)
+    attack.add_argument("--show-prompts", action="store_true", help="write the adversarial prompts into the results")
+    attack.set_defaults(main=attack_command)
+    memory = commands.add_parser("memory", help="the same as python -m benchmarks memory")
     memory.add_argument("--width", type=_positive, default=4096, help="channels (4096)")
-    memory.add_argument("--rows", type=_positive, default=256, help="rows of every prompt (256)")
+    memory.add_argument("--rows", type=_positive, default=256, help="token embeddings of every prompt (256)")
     memory.add_argument("--examples", type=_positive, help="training prompts (the full set)")
     memory.set_defaults(main=memory_command)
     return parser
+
+
+def _add_pair(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--encoder", required=True, help="as for python -m sanitizer: minilm, minilm-causal, a folder, …"
+    )
+    parser.add_argument("--sanitizer", default="auto", help="a file, or auto: the one in weights/ for this encoder")
 
 
 def _positive(text: str) -> int:
@@ -57,10 +81,13 @@ def _positive(text: str) -> int:
     return value
 
 
+def _budget(text: str) -> int:
+    return PUBLISHED_BUDGET if text == "published" else _positive(text)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0 done, 1 refused with one line, 130 interrupted."""
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
-    options = build_parser(arguments).parse_args(arguments)
+    options = build_parser().parse_args(arguments)
     try:
         return options.main(options)
     except SanitizerError as error:
@@ -71,63 +98,133 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return INTERRUPTED
 
 
+class Bars:
+    """Progress as bars on standard error, one a stage; a line a stage where that is no terminal."""
+
+    def __init__(self) -> None:
+        self.stage, self.bar = "", None
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        from tqdm import tqdm
+
+        if stage != self.stage:
+            self.close()
+            self.stage = stage
+            self.bar = tqdm(total=total, desc=stage, file=sys.stderr, disable=None, dynamic_ncols=True)
+            if self.bar.disable:
+                print(f"{stage}: {total}", file=sys.stderr)
+        self.bar.update(max(0, done - self.bar.n))
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+    def __enter__(self) -> "Bars":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.close()
+
+
+def _minutes(began: float) -> float:
+    return (time.monotonic() - began) / 60
+
+
 def run_command(options: argparse.Namespace) -> int:
     """`run`: see the options of build_parser."""
-    from sanitizer.cli.train import Bars
+    from . import run
+    from .data import load_sets
+    from .methods import OWN
+    from .plots import check_matplotlib
+    from .report import write_report
+    from .store import Store, file_digest
 
-    from . import runner
-    from .report.plots import check_matplotlib
-    from .report.write import write_report
-
-    clock = runner.Clock()
+    began = time.monotonic()
     check_matplotlib()
     factories = choose_methods(options.methods)
     concepts = choose_concepts(options.concepts)
-    given, missing = _given(options.prompt_sets, concepts)
+    given, missing = load_sets(options.prompt_sets, concepts) if options.prompt_sets else ([], [])
     for name in missing:
         print(f"{name}: not in {options.prompt_sets}, skipped.", file=sys.stderr)
-    own = [name for name in runner.OWN if name in factories]
-    encoder, sanitizer, path = load(options.encoder, options.sanitizer, bool(own))
+    own = [name for name in OWN if name in factories]
+    encoder, sanitizer, path = run.load(options.encoder, options.sanitizer if own else None)
     if sanitizer is not None:
-        _check_erasable(sanitizer, path, concepts)
+        run.check_erasable(sanitizer, path, concepts, "--concepts")
         factories |= {name: partial(factories[name], sanitizer) for name in own}
     examples = options.examples or (QUICK_EXAMPLES if options.quick else EXAMPLES)
     limit = options.limit or (QUICK_LIMIT if options.quick else LIMIT)
-    settings = {
-        "encoder": encoder.fingerprint.to_dict(),
-        "examples": examples,
-        "limit": limit,
-        "seed": options.seed,
-        "concept files": runner.concept_digest(),
-    }
-    sets = runner.collect_sets(concepts, given, examples, limit, options.seed)
-    store = runner.Store(options.output / "parts", settings)
+    settings = {"examples": examples, "limit": limit, "seed": options.seed}
+    sets = run.collect_sets(concepts, given, examples, limit, options.seed)
+    store = Store(options.output / "parts", {"encoder": encoder.fingerprint.to_dict(), **settings})
     with Bars() as bars:
-        measured = runner.run(
+        measured = run.run(
             encoder, factories, concepts, sets, store,
-            examples=examples, seed=options.seed,
-            progress=lambda stage, done, total: bars(stage, done, total, {}),
-            sanitizer=sanitizer if runner.OURS in own else None,
-            digest=runner.sanitizer_digest(path),
+            examples=examples, seed=options.seed, progress=bars,
+            sanitizer=sanitizer if run.OURS in own else None, weights=path,
         )  # fmt: skip
     facts = {
         "encoder": options.encoder,
         "fingerprint": str(encoder.fingerprint),
         "sanitizer": path.name if path else "none",
-        "sanitizer_sha256": runner.file_digest(path) if path else None,
-        "examples": examples,
-        "limit": limit,
-        "seed": options.seed,
+        "sanitizer_digest": file_digest(path) if path else None,
+        **settings,
         "missing_sets": missing,
+        "minutes": _minutes(began),
     }
-    report = write_report(measured, facts, options.output, options.show_prompts, clock)
-    print(f"{report}: written. {clock.minutes:.1f} minutes.", file=sys.stderr)
+    report = write_report(measured, facts, options.output, options.show_prompts)
+    print(f"{report}: written. {_minutes(began):.1f} minutes.", file=sys.stderr)
+    return 0
+
+
+def attack_command(options: argparse.Namespace) -> int:
+    """`attack`: attack, resume, report. Raises SanitizerError for what cannot work."""
+    from .attacks import run as attacks
+    from .attacks.search import choose_attacks
+    from .attacks.summary import figures, terminal_table, write_summary
+    from .run import check_erasable, load
+    from .store import Store, file_digest
+
+    began = time.monotonic()
+    chosen = choose_attacks(options.attacks)
+    samples = options.samples or (QUICK_SAMPLES if options.quick else SAMPLES)
+    budget = options.budget or (QUICK_BUDGET if options.quick else BUDGET)
+    examples = options.examples or (QUICK_JUDGE_EXAMPLES if options.quick else JUDGE_EXAMPLES)
+    pool = attacks.read_targets(options.targets, options.column, options.concept, options.seed)
+    encoder, sanitizer, path = load(options.encoder, options.sanitizer)
+    check_erasable(sanitizer, path, [options.concept], "--concept")
+    settings = {"concept": options.concept, "budget": budget, "examples": examples, "seed": options.seed}
+    store = Store(options.output / "attacks", {"encoder": encoder.fingerprint.to_dict(), **settings})
+    with Bars() as bars:
+        setup = attacks.make_setup(encoder, sanitizer, options.concept, budget, examples, options.seed, bars)
+        targets, x, looked_at = attacks.choose_targets(pool, samples, setup.judge, encoder)
+        made_of = [file_digest(path), "with prompts" if options.show_prompts else ""]
+        records = attacks.attack_all(setup, chosen, targets, x, store, made_of, options.show_prompts, bars)
+    rows = figures(records, setup.judge.bound)
+    facts = {
+        "encoder": options.encoder,
+        "fingerprint": str(encoder.fingerprint),
+        "sanitizer": path.name,
+        "sanitizer_digest": file_digest(path),
+        "chosen": chosen,
+        "targets": len(targets),
+        "looked_at": looked_at,
+        "source": options.targets or "held-out phrases of concepts/",
+        **settings,
+        "minutes": _minutes(began),
+        "judge": {
+            name: getattr(setup.judge, name)
+            for name in ("bound", "unrelated", "counterfactuals", "counterfactuals_count")
+        },
+    }
+    report = write_summary(facts, rows, records, options.output, options.show_prompts)
+    print(terminal_table(rows))
+    print(f"{report}: written. {_minutes(began):.1f} minutes.", file=sys.stderr)
     return 0
 
 
 def memory_command(options: argparse.Namespace) -> int:
-    """`memory`: see evaluation/memory.py."""
-    from . import memory
+    """`memory`: see benchmarks/memory.py."""
+    from benchmarks import memory
 
     return memory.main(options)
 
@@ -163,27 +260,3 @@ def choose_concepts(names: str) -> list[str]:
 
 def _names(text: str) -> list[str]:
     return list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
-
-
-def _given(folder: Path | None, concepts: Sequence[str]):
-    from .prompt_sets import load_sets
-
-    return ([], []) if folder is None else load_sets(folder, concepts)
-
-
-def load(encoder: str, sanitizer: str, with_sanitizer: bool):
-    """(encoder, sanitizer or None, its file or None). Raises SanitizerError where one is missing or they do not fit."""
-    if not with_sanitizer:
-        from sanitizer.encoders import load_encoder
-
-        return load_encoder(encoder), None, None
-    from sanitizer.cli.pipeline import load_pair
-
-    return load_pair(encoder, sanitizer)
-
-
-def _check_erasable(sanitizer, path: Path, concepts: Sequence[str]) -> None:
-    for name in concepts:
-        if name not in sanitizer.erasable:
-            known = ", ".join(sanitizer.erasable)
-            raise SanitizerError(f"{path}: knows nothing of {name!r}, only of {known}. Choose --concepts among them.")

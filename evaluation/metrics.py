@@ -1,18 +1,17 @@
-"""Figures with their 95 % confidence intervals: pure functions of tensors. N values, P positives, M negatives."""
+"""Figures with their 95 % confidence intervals: pure functions of arrays. N values, P positives, M negatives."""
 
 import itertools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
-from torch import Tensor
-from torch.nn import functional as F
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import stats
+from sklearn.metrics import roc_auc_score, roc_curve
+from sklearn.preprocessing import normalize
 
-from sanitizer.training.probes import area_under_curve
-
-Z = 1.959963984540054
-"""Quantile of the normal distribution for 95 % on both sides."""
+CONFIDENCE = 0.95
 RESAMPLES = 1000
 
 
@@ -25,101 +24,111 @@ class Figure(NamedTuple):
     count: int
     """What it was measured on: prompts, or pairs."""
 
-    def to_dict(self) -> dict:
-        """NaN becomes None, which JSON can hold."""
-        values = {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in self._asdict().items()}
-        return values
+    @classmethod
+    def plain(cls, value: float, count: int) -> "Figure":
+        """A value without an interval."""
+        return cls(float(value), math.nan, math.nan, count)
 
 
-def share(hits: Tensor) -> Figure:
+NOTHING = Figure.plain(math.nan, 0)
+
+
+def share(hits: ArrayLike) -> Figure:
     """Share of True in (N,) bool, with Wilson's interval; all NaN for N = 0."""
-    return wilson(int(hits.sum()), len(hits))
+    return wilson(int(np.count_nonzero(np.asarray(hits))), len(hits))
 
 
 def wilson(hits: int, count: int) -> Figure:
     """hits of count, with the score interval of Wilson 1927, which holds at shares near 0 and 1 too."""
     if not count:
-        return Figure(math.nan, math.nan, math.nan, 0)
-    p, z2 = hits / count, Z * Z
-    centre = (p + z2 / (2 * count)) / (1 + z2 / count)
-    reach = Z / (1 + z2 / count) * math.sqrt(p * (1 - p) / count + z2 / (4 * count * count))
-    # At the ends the formula gives 0 and 1 but for rounding.
-    return Figure(p, 0.0 if not hits else centre - reach, 1.0 if hits == count else centre + reach, count)
+        return NOTHING
+    low, high = stats.binomtest(hits, count).proportion_ci(CONFIDENCE, method="wilson")
+    return Figure(hits / count, low, high, count)
 
 
-def auroc(positive: Tensor, negative: Tensor) -> Figure:
+def auroc(positive: ArrayLike, negative: ArrayLike) -> Figure:
     """Chance that a positive (P,) scores above a negative (M,), ties counted half.
 
     The interval is that of DeLong, DeLong and Clarke-Pearson 1988: the variance of the placements of each side. Where
     all placements agree, as for a perfect detector, that variance is 0 and says nothing; Wilson's interval on the
     smaller side then stands for it.
     """
+    positive, negative = np.asarray(positive), np.asarray(negative)
     if not len(positive) or not len(negative):
-        return Figure(math.nan, math.nan, math.nan, 0)
-    value, count = area_under_curve(positive, negative), len(positive)
+        return NOTHING
+    value = float(roc_auc_score(np.arange(len(positive) + len(negative)) < len(positive), [*positive, *negative]))
     variance = _spread(_placements(positive, negative)) + _spread(_placements(negative, positive))
     if variance == 0:
         least = min(len(positive), len(negative))
         bounds = wilson(round(value * least), least)
-        return Figure(value, min(bounds.low, value), max(bounds.high, value), count)
-    reach = Z * math.sqrt(variance)
-    return Figure(value, max(0.0, value - reach), min(1.0, value + reach), count)
+        return Figure(value, min(bounds.low, value), max(bounds.high, value), len(positive))
+    low, high = stats.norm.interval(CONFIDENCE, value, math.sqrt(variance))
+    return Figure(value, max(0.0, float(low)), min(1.0, float(high)), len(positive))
 
 
-def _placements(own: Tensor, other: Tensor) -> Tensor:
+def _placements(own: np.ndarray, other: np.ndarray) -> np.ndarray:
     """(N,) share of the other side that lies below each value, ties counted half."""
-    ordered, own = other.sort().values, own.contiguous()
-    below = torch.searchsorted(ordered, own, right=False)
-    upto = torch.searchsorted(ordered, own, right=True)
-    return (below + upto).double() / (2 * len(other))
+    together = stats.rankdata(np.concatenate([own, other]))[: len(own)]
+    return (together - stats.rankdata(own)) / len(other)
 
 
-def _spread(values: Tensor) -> float:
-    return float(values.var()) / len(values) if len(values) > 1 else 0.0
+def _spread(values: np.ndarray) -> float:
+    return float(values.var(ddof=1)) / len(values) if len(values) > 1 else 0.0
 
 
-def caught_at(positive: Tensor, negative: Tensor, false_alarms: float) -> Figure:
-    """Share of positives (P,) above the score that `false_alarms` of the negatives (M,) exceed.
+def true_positive_rate(positive: ArrayLike, negative: ArrayLike, false_positive_rate: float) -> Figure:
+    """Share of positives (P,) above the score that `false_positive_rate` of the negatives (M,) exceed.
 
     Wilson's interval of that share; the threshold is taken as given.
     """
     if not len(positive) or not len(negative):
-        return Figure(math.nan, math.nan, math.nan, 0)
-    allowed = min(int(false_alarms * len(negative)), len(negative) - 1)
-    threshold = negative.sort(descending=True).values[allowed]
-    return share(positive > threshold)
+        return NOTHING
+    labels = np.arange(len(positive) + len(negative)) < len(positive)
+    false, true, _ = roc_curve(labels, np.concatenate([positive, negative]), drop_intermediate=False)
+    return wilson(round(len(positive) * true[false <= false_positive_rate + 1e-12].max()), len(positive))
 
 
-def mean(values: Tensor, seed: int = 0) -> Figure:
-    """Mean of (N,), with the percentile interval of the bootstrap (Efron 1979), 1000 resamples."""
-    count = len(values)
-    if not count:
-        return Figure(math.nan, math.nan, math.nan, 0)
-    values = values.double()
-    generator = torch.Generator().manual_seed(seed)
-    drawn = torch.randint(count, (RESAMPLES, count), generator=generator)
-    low, high = values[drawn].mean(1).quantile(torch.tensor([0.025, 0.975], dtype=torch.double)).tolist()
-    return Figure(float(values.mean()), low, high, count)
+def mean(values: ArrayLike, seed: int = 0) -> Figure:
+    """Mean of (N,), with the percentile interval of the bootstrap (Efron 1979)."""
+    return _bootstrapped(values, np.mean, seed)
 
 
-def cosine(a: Tensor, b: Tensor) -> Tensor:
+def median(values: ArrayLike, seed: int = 0) -> Figure:
+    """Median of (N,), likewise."""
+    return _bootstrapped(values, np.median, seed)
+
+
+def _bootstrapped(values: ArrayLike, statistic, seed: int) -> Figure:
+    values = np.asarray(values, dtype=float)
+    if not len(values):
+        return NOTHING
+    value = float(statistic(values))
+    if len(values) == 1:
+        return Figure(value, value, value, 1)
+    found = stats.bootstrap(
+        (values,), statistic, n_resamples=RESAMPLES, confidence_level=CONFIDENCE, method="percentile", rng=seed
+    ).confidence_interval
+    return Figure(value, float(found.low), float(found.high), len(values))
+
+
+def cosine(a: ArrayLike, b: ArrayLike) -> np.ndarray:
     """(N, D), (N, D) -> (N,)."""
-    return F.cosine_similarity(a.float(), b.float(), dim=-1)
+    return (normalize(np.asarray(a)) * normalize(np.asarray(b))).sum(1)
 
 
-def found_own(queries: Tensor, keys: Tensor) -> Tensor:
+def found_own(queries: ArrayLike, keys: ArrayLike) -> np.ndarray:
     """(N,) bool: of all keys (M, D), the one in the query's (N, D) own place is the nearest by cosine, M at least N.
 
-    Keys that are equal to the own one count as it: two prompts may have the same twin.
+    Keys that are equal to the own one count as it: two prompts may have the same counterfactual.
     """
-    similar = F.normalize(queries.float(), dim=-1) @ F.normalize(keys.float(), dim=-1).T
-    return similar.diagonal() >= similar.max(dim=1).values - 1e-6
+    similar = normalize(np.asarray(queries)) @ normalize(np.asarray(keys)).T
+    return similar.diagonal() >= similar.max(axis=1) - 1e-6
 
 
-def nearest_label(queries: Tensor, reference: Tensor, labels: Tensor) -> Tensor:
+def nearest_label(queries: ArrayLike, reference: ArrayLike, labels: ArrayLike) -> np.ndarray:
     """The label of each query's (N, D) nearest neighbour by cosine in the reference (R, D); labels (R,)."""
-    similar = F.normalize(queries.float(), dim=-1) @ F.normalize(reference.float(), dim=-1).T
-    return labels[similar.argmax(dim=1)]
+    similar = normalize(np.asarray(queries)) @ normalize(np.asarray(reference)).T
+    return np.asarray(labels)[similar.argmax(axis=1)]
 
 
 def falls_steadily(values: Sequence[float], tolerance: float = 0.005) -> bool:

@@ -1,73 +1,131 @@
-"""The parts of a run on disk, so that an interrupted one goes on where it was and loses nothing.
+"""Finished work on disk, so that a run that was cut off goes on where it was and loses nothing.
 
-A part is one .safetensors file, written whole or not at all. It holds figures and vectors, never a prompt.
+Every entry is one file, written whole or not at all: tensors and facts, and the digest of all that they were made of.
+It holds figures and vectors, and a prompt only where the user asked for it.
 """
 
+import hashlib
 import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import safetensors
 from safetensors.torch import save
+from torch import Tensor
 
 from sanitizer.errors import SanitizerError
-from sanitizer.files import whole_file
+from sanitizer.files import data_folder, whole_file
 
-from .measuring import Part
-
+PACKAGES = ("evaluation", "sanitizer")
+ROOT = Path(__file__).resolve().parent.parent
 SETTINGS = "settings.json"
 KEY = "evaluation"
 
 
+@dataclass
+class Entry:
+    """Tensors of N prompts, and facts about them."""
+
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    info: dict = field(default_factory=dict)
+
+
 class Store:
-    """A folder of parts for one set of settings."""
+    """A folder of entries for one set of settings. An entry that was made of anything else counts as missing."""
 
     def __init__(self, folder: Path, settings: dict) -> None:
-        """Raises SanitizerError where the folder holds parts of a run with other settings, or cannot be made."""
+        """Raises SanitizerError where the folder holds work with other settings, or cannot be made."""
         self.folder = folder
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise SanitizerError(f"{folder}: the folder cannot be made ({error.strerror or error}).") from error
+        # As JSON gives them back: tuples are lists there.
+        settings = json.loads(json.dumps(settings, sort_keys=True))
         path = folder / SETTINGS
         if path.exists():
-            self._compare(path, settings)
+            _compare(path, settings)
         else:
             with whole_file(path) as file:
                 file.write(json.dumps(settings, indent=1, sort_keys=True).encode())
+        self.base = text_digest([json.dumps(settings, sort_keys=True), code_digest()])
 
-    def _compare(self, path: Path, settings: dict) -> None:
-        try:
-            known = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise SanitizerError(f"{path}: cannot be read ({error}). Choose another --output.") from error
-        for name in sorted(known.keys() | settings.keys()):
-            if known.get(name) != settings.get(name):
-                raise SanitizerError(
-                    f"{path.parent}: holds a run with other settings ({name}: {known.get(name)!r} there, "
-                    f"{settings.get(name)!r} now). Repeat that run's settings, or choose another --output."
-                )
+    def has(self, key: tuple[str, ...], made_of: Iterable[str]) -> bool:
+        """Whether there is an entry that was made of this. Raises SanitizerError for a damaged file."""
+        path = self._path(key)
+        return path.exists() and self._read(path)[0]["digest"] == self._digest(key, made_of)
+
+    def load(self, key: tuple[str, ...]) -> Entry:
+        values, tensors = self._read(self._path(key), True)
+        return Entry(tensors, values["info"])
+
+    def save(self, key: tuple[str, ...], entry: Entry, made_of: Iterable[str]) -> None:
+        values = {"digest": self._digest(key, made_of), "info": entry.info}
+        tensors = {name: value.contiguous() for name, value in entry.tensors.items()}
+        with whole_file(self._path(key)) as file:
+            file.write(save(tensors, {KEY: json.dumps(values, sort_keys=True)}))
+
+    def _digest(self, key: tuple[str, ...], made_of: Iterable[str]) -> str:
+        return text_digest([self.base, *key, *made_of])
 
     def _path(self, key: tuple[str, ...]) -> Path:
-        return self.folder / (".".join(key) + ".safetensors")
+        return self.folder / (".".join(key).replace("/", "-") + ".safetensors")
 
-    def digest(self, key: tuple[str, ...]) -> str | None:
-        """What the part was made of, None where there is none. Raises SanitizerError for a damaged file."""
-        path = self._path(key)
-        return self._open(path)[0]["digest"] if path.exists() else None
-
-    def load(self, key: tuple[str, ...]) -> Part:
-        info, tensors = self._open(self._path(key), True)
-        return Part(tensors, info["info"])
-
-    def save(self, key: tuple[str, ...], part: Part, digest: str) -> None:
-        metadata = {KEY: json.dumps({"digest": digest, "info": part.info}, sort_keys=True)}
-        with whole_file(self._path(key)) as file:
-            file.write(save({name: value.contiguous() for name, value in part.tensors.items()}, metadata))
-
-    def _open(self, path: Path, whole: bool = False) -> tuple[dict, dict]:
+    def _read(self, path: Path, whole: bool = False) -> tuple[dict, dict]:
         try:
             with safetensors.safe_open(path, framework="pt") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()} if whole else {}  # noqa: SIM118
-                return json.loads(file.metadata()[KEY]), tensors
-        except (OSError, safetensors.SafetensorError, TypeError, KeyError, ValueError) as error:
-            raise SanitizerError(f"{path}: a damaged part ({error}). Delete it and run again.") from error
+                values = json.loads(file.metadata()[KEY])
+                if not {"digest", "info"} <= values.keys():
+                    raise ValueError("no entry of a run")
+                return values, tensors
+        except (OSError, safetensors.SafetensorError, TypeError, KeyError, ValueError, AttributeError) as error:
+            raise SanitizerError(f"{path}: damaged ({error}). Delete it and run again.") from error
+
+
+def _compare(path: Path, settings: dict) -> None:
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SanitizerError(f"{path}: cannot be read ({error}). Choose another --output.") from error
+    for name in sorted(known.keys() | settings.keys()):
+        if known.get(name) != settings.get(name):
+            raise SanitizerError(
+                f"{path.parent}: holds a run with other settings ({name}: {known.get(name)!r} there, "
+                f"{settings.get(name)!r} now). Repeat that run's settings, or choose another --output."
+            )
+
+
+def text_digest(texts: Iterable[str]) -> str:
+    """Of texts in their order."""
+    digest = hashlib.sha256()
+    for text in texts:
+        data = text.encode("utf-8", "surrogatepass")
+        digest.update(len(data).to_bytes(8, "big") + data)
+    return digest.hexdigest()[:16]
+
+
+def file_digest(path: Path) -> str:
+    """Of a file's content. Raises SanitizerError for one that cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    except OSError as error:
+        raise SanitizerError(f"{path}: cannot be read ({error.strerror or error}).") from error
+
+
+def tree_digest(*folders: Path) -> str:
+    """Of the names and contents of all files in the folders and in their sub-folders, but for Python's own caches."""
+    found = []
+    for folder in folders:
+        files = (path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+        found += [(path.relative_to(folder).as_posix(), file_digest(path)) for path in sorted(files)]
+        found.append(("", ""))
+    return text_digest(part for pair in found for part in pair)
+
+
+def code_digest() -> str:
+    """Of all that decides what a run finds, but for weights, settings and prompts: both packages with the data files
+    in them, and the concept files."""
+    return tree_digest(*(ROOT / name for name in PACKAGES), data_folder("concepts"))

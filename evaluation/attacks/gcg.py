@@ -6,7 +6,8 @@ tokens, those of words from a list of sensitive ones, are never exchanged in.
 
 Other than there: the candidates of a step shrink with the budget; only tokens that stand for a word of their own are
 used, so that the prompt survives being typed in; the best prompt of all steps is kept, not the last; and prompts are
-compared by mean row, last row and pooled vector instead of the pooled vector alone, which not all encoders have.
+compared by mean embedding, last embedding and pooled vector instead of the pooled vector alone, which not all encoders
+have.
 """
 
 import torch
@@ -52,7 +53,7 @@ def gcg_search(
     while objective.queries < budget and trace.loss > CLOSE:
         step(objective.queries, budget)
         objective.queries += 1
-        gradient = encoder.gradient(ids, lambda *rows: objective.of_rows(*rows, sanitize=surrogate))
+        gradient = encoder.gradient(ids, lambda *e: objective.of_embeddings(*e, sanitize=surrogate))
         best = (-gradient).masked_fill(~allowed, -torch.inf).topk(top, dim=1).indices
         count = min(candidates_per_step(budget), budget - objective.queries)
         if count < 1:
@@ -73,7 +74,7 @@ def gcg_search(
 
 
 def _measured(objective: Objective, encoder: GradientEncoder, ids: Tensor, trace: Trace) -> Tensor:
-    losses = encoder.losses(ids, objective.of_rows)
+    losses = encoder.losses(ids, objective.of_embeddings)
     objective.queries += len(ids)
     trace.offer(objective.queries, encoder.texts(ids), losses.tolist())
     return losses

@@ -1,6 +1,7 @@
-"""What a gradient attack needs of an encoder: token ids in, rows out, and the gradient with respect to the tokens.
+"""What a gradient attack needs of an encoder: token ids in, embeddings out, and the gradient of the tokens.
 
-V words of the vocabulary, N sequences of K tokens, L rows with special tokens and padding, D channels, P pooled.
+V words of the vocabulary, N sequences of K tokens, L token embeddings with special tokens
+and padding, D channels, P pooled.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,7 +14,7 @@ from sanitizer.encoders import TextEncoder
 from sanitizer.errors import SanitizerError
 
 Loss = Callable[[Tensor, Tensor, Tensor | None], Tensor]
-"""Rows (N, L, D), mask (N, L), pooled (N, P) or None -> (N,)."""
+"""Token embeddings (N, L, D), mask (N, L), pooled (N, P) or None -> (N,)."""
 
 AT_ONCE = 128
 
@@ -48,7 +49,7 @@ class GradientEncoder(TokenEncoder, Protocol):
 
 
 class TransformersTokens:
-    """A GradientEncoder around the encoders of sanitizer.encoders.transformers_models, of all their families.
+    """A GradientEncoder around the encoders of sanitizer.encoders.transformers, of all their families.
 
     The gradient is taken where the model's own embedding layer gives its output, so whatever comes before and after
     it is the encoder's.
@@ -82,8 +83,8 @@ class TransformersTokens:
         with torch.no_grad():
             for part in ids.split(AT_ONCE):
                 whole, mask = self._framed(part)
-                rows, pooled = self.encoder.run_tokens(whole, mask)
-                found.append(loss(rows, mask, pooled).cpu())
+                embeddings, pooled = self.encoder.run_tokens(whole, mask)
+                found.append(loss(embeddings, mask, pooled).cpu())
         return torch.cat(found)
 
     def gradient(self, ids: Tensor, loss: Loss) -> Tensor:
@@ -97,8 +98,8 @@ class TransformersTokens:
         hooks = [module.register_forward_hook(replace) for module in self.embeddings]
         try:
             with torch.inference_mode(False), torch.enable_grad():
-                rows, pooled = self.encoder.run_tokens(whole, mask)
-                loss(rows, mask, pooled).sum().backward()
+                embeddings, pooled = self.encoder.run_tokens(whole, mask)
+                loss(embeddings, mask, pooled).sum().backward()
         finally:
             for hook in hooks:
                 hook.remove()

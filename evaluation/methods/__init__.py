@@ -1,4 +1,4 @@
-"""Safety methods on prompt embeddings, one file each, our own code from the published formulas.
+"""Safety methods on prompt embeddings: our own code from the published formulas, LEACE from its authors' package.
 
 A method is made by its factory in METHODS and imported then.
 """
@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ..base import Method
+    from ..types import Method
 
 
 def _lazily(module: str, name: str) -> Callable[..., Method]:
@@ -22,8 +22,8 @@ def _lazily(module: str, name: str) -> Callable[..., Method]:
 
 
 METHODS: dict[str, Callable[..., Method]] = {
-    "none": _lazily("none", "NoMethod"),
-    "word_list": _lazily("word_list", "WordList"),
+    "none": _lazily("baselines", "NoMethod"),
+    "word_list": _lazily("baselines", "WordList"),
     "semantic_surgery": _lazily("semantic_surgery", "SemanticSurgery"),
     "safree": _lazily("safree", "Safree"),
     "leace": _lazily("leace", "Leace"),
@@ -31,9 +31,10 @@ METHODS: dict[str, Callable[..., Method]] = {
     "linear_edit": _lazily("linear_edit", "LinearEdit"),
     "latent_guard": _lazily("latent_guard", "LatentGuard"),
     "safeguider": _lazily("safeguider", "SafeGuider"),
-    "re_encode": _lazily("re_encode", "ReEncode"),
-    "ours_text": _lazily("ours_text", "OursText"),
+    "re_encode": _lazily("ours", "ReEncode"),
+    "ours_text": _lazily("ours", "OursText"),
     "ours": _lazily("ours", "Ours"),
 }
-"""Name -> factory. `ours` takes the EmbeddingSanitizer; `ours_text` and `re_encode` take it too, and without one look
-in weights/ for that of the encoder they are fitted on. The others take nothing."""
+"""Name -> factory. Those of OWN take the EmbeddingSanitizer, the others nothing."""
+OWN = ("re_encode", "ours_text", "ours")
+"""Methods that apply the sanitizer."""

@@ -5,13 +5,13 @@ from torch import Tensor
 
 from sanitizer.training.dataset import EncodedDataset
 
-from ..base import Batch, Development, Treated
-from .common import prepare, text_rows, untouched
+from ..types import Batch, Development, Treated, untouched
+from .common import mean_embedding, moved, text_kept, text_places
 
 
 class ConceptVector:
-    """H - strength · v, with v the mean over pairs of the difference between an unsafe prompt and its safe twin, one
-    vector for rows with text, one for those without and one for the pooled vector.
+    """H - strength · v, with v the mean over pairs of the difference between an unsafe prompt and its safe
+    counterfactual, one vector for token embeddings with text, one for those without and one for the pooled vector.
 
     That is Ring-A-Bell's concept vector with its sign turned, and the steering vector of activation addition. There is
     no gate: every prompt is changed, as published.
@@ -23,25 +23,24 @@ class ConceptVector:
 
     def fit(self, development: Development) -> None:
         """Mean differences over the pairs."""
-        prepared = prepare(development)
-        self.space = prepared.space
-        unsafe, safe = _means(prepared.unsafe), _means(prepared.safe)
+        self.normalizer = development.normalizer
+        encoded = development.encoded[:2]
+        unsafe, safe = map(_means, encoded)
         self.text, self.other = (u - s for u, s in zip(unsafe, safe, strict=True))
         self.pooled = None
-        if prepared.unsafe.pooled is not None:
-            self.pooled = prepared.unsafe.pooled.float().mean(0) - prepared.safe.pooled.float().mean(0)
-        width = len(self.text)
-        summaries = prepared.summaries
-        self.direction = (summaries[0] - summaries[1]).mean(0)[:width]
+        if encoded[0].pooled is not None:
+            self.pooled = encoded[0].pooled.float().mean(0) - encoded[1].pooled.float().mean(0)
+        unsafe, safe, _ = development.features
+        self.direction = (unsafe - safe).mean(0)[: len(self.text)]
 
     @torch.no_grad()
     def score(self, batch: Batch) -> Tensor:
-        """Projection of the mean row onto the vector. Nothing depends on it: the vector has no gate."""
-        return self.space.mean_row(batch.encoding) @ self.direction / self.direction.norm().clamp_min(1e-6)
+        """Projection of the mean embedding onto the vector. Nothing depends on it: the vector has no gate."""
+        return mean_embedding(self.normalizer, batch.encoding) @ self.direction / self.direction.norm().clamp_min(1e-6)
 
     def token_scores(self, batch: Batch) -> Tensor:
-        """Projection of each row onto the vector of the rows with text."""
-        return self.space.rows(batch.encoding) @ self.text / self.text.norm().clamp_min(1e-6)
+        """Projection of each token embedding onto the vector of those with text."""
+        return self.normalizer(batch.encoding.embeddings.float()) @ self.text / self.text.norm().clamp_min(1e-6)
 
     @torch.no_grad()
     def apply(self, batch: Batch, strength: float = 1.0) -> Treated:
@@ -49,22 +48,20 @@ class ConceptVector:
         if strength == 0:
             return untouched(batch)
         e = batch.encoding
-        change = -strength * torch.where(text_rows(e)[..., None], self.text, self.other)
+        change = -strength * torch.where(text_places(e)[..., None], self.text, self.other)
         pooled = None if self.pooled is None else -strength * self.pooled.expand_as(e.pooled)
-        return self.space.moved(batch, change, pooled, self.space.weight(e) > 0)
+        return moved(self.normalizer, batch, change, pooled, self.normalizer.weights(e.embeddings, e.mask) > 0)
 
 
-def _means(encodings: EncodedDataset) -> tuple[Tensor, Tensor]:
-    """(D,) and (D,): the mean over prompts of their mean row with text, and of their mean row without."""
-    sums = torch.zeros(2, encodings.embeddings.shape[1])
-    counts = torch.zeros(2)
-    for i, (tokens, kept) in enumerate(zip(encodings.tokens, encodings.kept, strict=True)):
-        part = slice(int(encodings.start[i]), int(encodings.start[i + 1]))
-        rows, weight = encodings.embeddings[part].float(), encodings.weight[part]
-        text = torch.tensor([bool(tokens[place]) for place in kept], dtype=torch.bool)
-        for group, chosen in enumerate((text, ~text)):
-            if chosen.any():
-                sums[group] += weight[chosen] @ rows[chosen] / weight[chosen].sum().clamp_min(1e-6)
-                counts[group] += 1
-    means = sums / counts.clamp_min(1)[:, None]
+def _means(dataset: EncodedDataset) -> tuple[Tensor, Tensor]:
+    """(D,) and (D,): the mean over prompts of their mean embedding with text, and of their mean embedding without."""
+    text, means = text_kept(dataset), []
+    prompt = torch.repeat_interleave(torch.arange(len(dataset)), dataset.start.diff())
+    for chosen in (text, ~text):
+        weight = torch.where(chosen, dataset.weight, 0.0)
+        sums = torch.zeros(len(dataset), dataset.embeddings.shape[1])
+        sums.index_add_(0, prompt, dataset.embeddings.float() * weight[:, None])
+        totals = torch.zeros(len(dataset)).index_add_(0, prompt, weight)
+        has = torch.zeros(len(dataset), dtype=torch.long).index_add_(0, prompt, chosen.long()) > 0
+        means.append((sums / totals.clamp_min(1e-6)[:, None]).sum(0) / has.sum().clamp_min(1))
     return means[0], means[1]

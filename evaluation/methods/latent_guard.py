@@ -1,17 +1,17 @@
-"""A detector in the style of Latent Guard: the concept asks the prompt's rows, and their answer is compared to it."""
+"""A detector in the style of Latent Guard: the concept asks the embeddings, and their answer is compared to it."""
 
 import math
+from collections.abc import Sequence
 
 import torch
-from sanitizer.encoders.joining import encode
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sanitizer.encoders.base import encode_all
 from sanitizer.training.dataset import EncodedDataset
 
-from ..base import Batch, Development, Treated
-from .common import bare, prepare, threshold_for
-from .substitution import EmptyPrompt
+from ..types import Batch, Development, Treated
+from .common import EmptyPrompt, mean_embedding, threshold_for
 
 HEADS, HEAD, OUT = 4, 32, 128
 """Attention heads, channels of a head, channels compared. The paper has 8 or 16 heads, 32 channels and 128."""
@@ -23,7 +23,10 @@ BLACKLIST = 96
 
 
 class Mapping(nn.Module):
-    """Cross-attention from concepts to a prompt's rows, then one linear layer for each side. B prompts, C concepts."""
+    """Cross-attention from concepts to a prompt's token embeddings, then one linear layer for each side.
+
+    B prompts, C concepts.
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -32,12 +35,12 @@ class Mapping(nn.Module):
         self.answer, self.question = nn.Linear(inner, OUT), nn.Linear(inner, OUT)
         self.temperature = nn.Parameter(torch.tensor(TEMPERATURE))
 
-    def forward(self, rows: Tensor, weight: Tensor, concepts: Tensor) -> Tensor:
-        """rows (B, L, D), weight (B, L), concepts (C, D) -> similarity (B, C), a cosine times the temperature."""
+    def forward(self, x: Tensor, weight: Tensor, concepts: Tensor) -> Tensor:
+        """x (B, L, D), weight (B, L), concepts (C, D) -> similarity (B, C), a cosine times the temperature."""
         query = self.query(concepts)
-        key, value = (layer(rows).unflatten(-1, (HEADS, HEAD)) for layer in (self.key, self.value))
+        key, value = (layer(x).unflatten(-1, (HEADS, HEAD)) for layer in (self.key, self.value))
         scores = torch.einsum("chd,blhd->bchl", query.unflatten(-1, (HEADS, HEAD)), key) / math.sqrt(HEAD)
-        # A row that stands for n weighs n; one that is masked weighs nothing.
+        # An embedding that stands for n weighs n; one that is masked weighs nothing.
         attention = torch.softmax(scores + weight.clamp_min(1e-9).log()[:, None, None], dim=-1)
         heard = torch.einsum("bchl,blhd->bchd", attention, value).flatten(-2)
         answer, question = F.normalize(self.answer(heard), dim=-1), F.normalize(self.question(query), dim=-1)
@@ -45,8 +48,8 @@ class Mapping(nn.Module):
 
 
 class LatentGuard:
-    """Trained contrastively: to a concept, the unsafe prompt that holds it is near, and its safe twin, benign prompts
-    and prompts of other concepts are far. A prompt is as harmful as it is near to the nearest concept.
+    """Trained contrastively: to a concept, the unsafe prompt that holds it is near, and its safe counterfactual,
+    benign prompts and prompts of other concepts are far. A prompt is as harmful as it is near to the nearest concept.
 
     What it flags is replaced by the empty prompt. The paper trains for 1000 epochs on CoPro's 723 concepts with CLIP;
     here the concepts are the development split's phrases.
@@ -58,14 +61,13 @@ class LatentGuard:
 
     def fit(self, development: Development) -> None:
         """Train the mapping on pairs whose phrase is known, and set the threshold."""
-        prepared = prepare(development)
-        self.space, encoder = prepared.space, bare(development.encoder)
+        self.normalizer, encoder = development.normalizer, development.encoder
         labels = _phrases_of(development.unsafe, development.phrases)
         used = list(dict.fromkeys(label for label in labels if label is not None)) or development.phrases[:1]
-        concepts = self.space.mean_row(encode(encoder, used)).clone()
+        concepts = mean_embedding(self.normalizer, encode_all(encoder, used)).clone()
         places = {phrase: i for i, phrase in enumerate(used)}
         self.mapping = _train(
-            [prepared.unsafe, prepared.safe, prepared.benign],
+            development.encoded,
             torch.tensor([places.get(label, -1) for label in labels]),
             concepts,
             development.seed,
@@ -79,7 +81,9 @@ class LatentGuard:
     def score(self, batch: Batch) -> Tensor:
         """Similarity to the nearest concept."""
         e = batch.encoding
-        return self.mapping(self.space.rows(e), self.space.weight(e), self.concepts).amax(1)
+        return self.mapping(
+            self.normalizer(e.embeddings.float()), self.normalizer.weights(e.embeddings, e.mask), self.concepts
+        ).amax(1)
 
     def token_scores(self, batch: Batch) -> Tensor | None:
         """No score: the paper gives none."""
@@ -100,7 +104,7 @@ def _phrases_of(prompts: list[str], phrases: list[str]) -> list[str | None]:
     ]
 
 
-def _train(groups: list[EncodedDataset], labels: Tensor, concepts: Tensor, seed: int) -> Mapping:
+def _train(groups: Sequence[EncodedDataset], labels: Tensor, concepts: Tensor, seed: int) -> Mapping:
     """groups: unsafe, safe, benign; labels (N,): place of each unsafe prompt's concept, -1 for unknown."""
     unsafe, safe, benign = groups
     known = (labels[: min(len(unsafe), len(safe))] >= 0).nonzero().squeeze(1)

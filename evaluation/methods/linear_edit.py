@@ -9,11 +9,11 @@ from torch.nn import functional as F
 from sanitizer.encoders.alignment import align
 from sanitizer.training.dataset import EncodedDataset
 
-from ..base import Batch, Development, Treated
-from .common import prepare, untouched
+from ..types import Batch, Development, Treated, untouched
+from .common import moved
 
 PRESERVE = (0.1, 1.0, 10.0, 100.0)
-"""λ1 is tuned among these. RECE's 0.1 is for sums over a handful of texts; over the split's rows it keeps nothing."""
+"""λ1 is tuned among these. RECE's 0.1 is for sums over a handful of texts; over all of the split's it keeps nothing."""
 RIDGE = 0.1
 """λ2, RECE's published value for all concepts."""
 DERIVED, ROUNDS = 0.1, 3
@@ -21,11 +21,11 @@ DERIVED, ROUNDS = 0.1, 3
 
 
 def edit(old: Tensor, target: Tensor, anchor: Tensor, preserved: Tensor, preserve: float, ridge: float) -> Tensor:
-    """W (D, D), for rows y = x W, that minimises
+    """W (D, D), for y = x W, that minimises
 
         mean |c W - a|² + preserve · mean |b W - b old|² + ridge · |W - old|²
 
-    over rows c of target and a of anchor (N, D) and rows b of preserved (M, D). UCE's equation 7 with old outputs kept
+    over c of target and a of anchor (N, D) and b of preserved (M, D). UCE's equation 7 with old outputs kept
     for what is preserved, as RECE's equation 3 has it.
     """
     cc, ca = target.T @ target / len(target), target.T @ anchor / len(target)
@@ -33,22 +33,22 @@ def edit(old: Tensor, target: Tensor, anchor: Tensor, preserved: Tensor, preserv
     return torch.linalg.solve(cc + keep, ca + keep @ old)
 
 
-def derive(edited: Tensor, rows: Tensor, ridge: float) -> Tensor:
-    """Rows x (N, D) whose edited image is nearest to the original's: min |x W - c|² + ridge · |x|², RECE's equation 6.
+def derive(edited: Tensor, wanted: Tensor, ridge: float) -> Tensor:
+    """x (N, D) whose edited image is nearest to a wanted c (N, D): min |x W - c|² + ridge · |x|², RECE's equation 6.
 
     What an attacker would put in to get the concept out again.
     """
     wide = edited @ edited.T + ridge * torch.eye(len(edited), dtype=edited.dtype)
-    return torch.linalg.solve(wide, edited @ rows.T).T
+    return torch.linalg.solve(wide, edited @ wanted.T).T
 
 
 class LinearEdit:
     """H W, with W from the closed form, edited anew for the concepts derived from it.
 
     UCE and RECE edit the keys' and values' projections of a diffusion model; where the embedding is all there is, the
-    projection edited is the identity in front of them. λ1 is the one at which mean rows of unsafe prompts come nearest
-    to their safe twins' and those of benign prompts stay nearest to themselves, the sum of both mean cosines. There is
-    no gate: every prompt is changed, as published.
+    projection edited is the identity in front of them. λ1 is the one at which mean embeddings of unsafe prompts
+    come nearest to their safe counterfactuals' and those of benign prompts stay nearest to themselves, the sum of both
+    mean cosines. There is no gate: every prompt is changed, as published.
     """
 
     name = "linear_edit"
@@ -56,16 +56,15 @@ class LinearEdit:
     source = "Gandikota et al. 2023, UCE, arXiv 2308.14761, equation 7; Gong et al. 2024, RECE, arXiv 2407.12383"
 
     def fit(self, development: Development) -> None:
-        """From the rows at fault, and padding, of unsafe prompts to the rows that stand for them in the safe twins."""
-        prepared = prepare(development)
-        self.space = prepared.space
-        target, anchor = _aligned(prepared.unsafe, prepared.safe)
-        width = len(self.space.normalizer.mean)
-        means = [summaries[:, :width] for summaries in prepared.summaries]
-        self.edit = _tuned(target, anchor, torch.cat([_sample(prepared.safe), _sample(prepared.benign)]), *means)
+        """From the embeddings at fault, and padding, of unsafe prompts to their partners in the safe ones."""
+        self.normalizer = development.normalizer
+        unsafe, safe, benign = development.encoded
+        target, anchor = _aligned(unsafe, safe)
+        means = [features[:, : len(self.normalizer.mean)] for features in development.features]
+        self.edit = _tuned(target, anchor, torch.cat([_sample(safe), _sample(benign)]), *means)
         self.pooled = None
-        if prepared.unsafe.pooled is not None:
-            unsafe, safe, benign = (e.pooled.float() for e in (prepared.unsafe, prepared.safe, prepared.benign))
+        if unsafe.pooled is not None:
+            unsafe, safe, benign = (dataset.pooled.float() for dataset in development.encoded)
             self.pooled = _tuned(unsafe, safe, torch.cat([safe, benign]), unsafe, safe, benign)
 
     def score(self, batch: Batch) -> Tensor | None:
@@ -80,9 +79,12 @@ class LinearEdit:
         if strength == 0:
             return untouched(batch)
         e = batch.encoding
-        x, pooled = self.space.rows(e), self.space.pooled(e)
-        pooled_change = None if pooled is None else strength * (pooled @ self.pooled - pooled)
-        return self.space.moved(batch, strength * (x @ self.edit - x), pooled_change, self.space.weight(e) > 0)
+        x, pooled_change = self.normalizer(e.embeddings.float()), None
+        if e.pooled is not None:
+            pooled = self.normalizer.pooled(e.pooled.float())
+            pooled_change = strength * (pooled @ self.pooled - pooled)
+        writable = self.normalizer.weights(e.embeddings, e.mask) > 0
+        return moved(self.normalizer, batch, strength * (x @ self.edit - x), pooled_change, writable)
 
 
 def _tuned(target: Tensor, anchor: Tensor, preserved: Tensor, unsafe: Tensor, safe: Tensor, benign: Tensor) -> Tensor:
@@ -104,7 +106,8 @@ def _fit(target: Tensor, anchor: Tensor, preserved: Tensor, preserve: float) -> 
 
 
 def _aligned(unsafe: EncodedDataset, safe: EncodedDataset) -> tuple[Tensor, Tensor]:
-    """(N, D) and (N, D): kept rows of unsafe prompts that differ from the twin's, or have no text, and their twins'."""
+    """(N, D) and (N, D): kept embeddings of unsafe prompts that differ from the counterfactual's, or have no text, and
+    the counterfactual's."""
     target, anchor = [], []
     for i in range(min(len(unsafe), len(safe))):
         places, differs = align(unsafe.tokens[i], safe.tokens[i])
@@ -117,6 +120,6 @@ def _aligned(unsafe: EncodedDataset, safe: EncodedDataset) -> tuple[Tensor, Tens
 
 
 def _sample(encodings: EncodedDataset, most: int = 20000) -> Tensor:
-    """(M, D) rows, evenly taken."""
+    """(M, D) kept embeddings, evenly taken."""
     step: Sequence[int] = range(0, len(encodings.embeddings), max(1, len(encodings.embeddings) // most))
     return encodings.embeddings[list(step)].float()

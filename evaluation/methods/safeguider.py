@@ -7,23 +7,24 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sanitizer.encoders import Encoding
-from sanitizer.encoders.joining import encode
+from sanitizer.encoders.base import encode_all
+from sanitizer.model.normalizer import Normalizer
 
-from ..base import Batch, Development, Treated, batches
-from .common import Space, bare, prepare, threshold_for, untouched
-from .substitution import substitute
+from ..types import Batch, Development, Treated, untouched
+from .common import substitute, threshold_for
 
 HIDDEN, DROPOUT = (1024, 512), 0.5
 EPOCHS, BATCH, RATE = 6, 64, 3e-4
 SAFE, SIMILAR = 0.8, 0.1
-"""What a candidate must reach: probability of being safe, and cosine of its end row to the original's."""
+"""What a candidate must reach: probability of being safe, and cosine of its end embedding to the original's."""
 WIDTH, TELLING, DEPTH = 3, 6, 4
 """Candidates kept, words tried for each, words removed at most. The paper: 6, all, 25."""
 
 
 class SafeGuider:
-    """Three layers on the end token's row say whether a prompt is safe. From one that is not, a beam search removes
-    words until what is left is safe (0.8) and still like the original (cosine 0.1), and that is encoded in its place.
+    """Three layers on the end token's embedding say whether a prompt is safe. From one that is not, a beam search
+    removes words until what is left is safe (0.8) and still like the original (cosine 0.1), and that is encoded in its
+    place.
 
     The threshold of the recogniser is set on the calibration prompts, where the paper takes 0.5. The beam is narrower
     and less deep than the paper's, and tries the words whose single removal helps most.
@@ -34,11 +35,11 @@ class SafeGuider:
     source = "Qi et al. 2025, SafeGuider: Robust and Practical Content Safety Control, arXiv 2510.05173, section 4"
 
     def fit(self, development: Development) -> None:
-        """Train the recogniser, unsafe against safe twins and benign prompts; set the threshold."""
+        """Train the recogniser, unsafe against safe counterfactuals and benign prompts; set the threshold."""
         d = development
-        self.space, self.encoder = prepare(d).space, bare(d.encoder)
+        self.normalizer, self.encoder = d.normalizer, d.encoder
         groups = [
-            torch.cat([end_rows(self.space, b.encoding) for b in batches(d.encoder, texts)]).clone()
+            torch.cat([end_embeddings(self.normalizer, b.encoding) for b in d.batches(texts)]).clone()
             for texts in (d.unsafe, d.safe, d.benign)
         ]
         labels = torch.cat([torch.full((len(x),), float(i == 0)) for i, x in enumerate(groups)])
@@ -49,7 +50,7 @@ class SafeGuider:
     @torch.no_grad()
     def score(self, batch: Batch) -> Tensor:
         """Logit of being unsafe."""
-        return self._logits(end_rows(self.space, batch.encoding))
+        return self._logits(end_embeddings(self.normalizer, batch.encoding))
 
     def token_scores(self, batch: Batch) -> Tensor | None:
         """No score: words are weighed by removing them, and only in flagged prompts."""
@@ -66,19 +67,20 @@ class SafeGuider:
         changed = [(b, text) for b, text in zip(flagged, self.last[1], strict=True) if text != batch.prompts[b]]
         if not changed:
             return untouched(batch)
-        return substitute(batch, [b for b, _ in changed], encode(self.encoder, [text for _, text in changed]), strength)
+        other = encode_all(self.encoder, [text for _, text in changed])
+        return substitute(batch, [b for b, _ in changed], other, strength)
 
     def guide(self, prompts: list[str]) -> list[str]:
         """The safest of what is left of each prompt, at the fewest words removed at which one is safe enough."""
         searches = [_Search(prompt.split()) for prompt in prompts]
-        original = end_rows(self.space, encode(self.encoder, prompts))
+        original = end_embeddings(self.normalizer, encode_all(self.encoder, prompts))
         for depth in range(DEPTH):
             wanted = [(s, removed) for s in searches if not s.done for removed in s.next_ones(depth)]
             if not wanted:
                 break
             texts = [" ".join(s.left(removed)) for s, removed in wanted]
             unique = list(dict.fromkeys(texts))
-            ends = end_rows(self.space, encode(self.encoder, unique))
+            ends = end_embeddings(self.normalizer, encode_all(self.encoder, unique))
             safe = torch.sigmoid(-self._logits(ends)).tolist()
             place = {text: i for i, text in enumerate(unique)}
             own = {id(s): i for i, s in enumerate(searches)}
@@ -133,14 +135,14 @@ class _Search:
         return " ".join(self.left(max(allowed, key=lambda f: (allowed[f][0], -len(f)))))
 
 
-def end_rows(space: Space, e: Encoding) -> Tensor:
-    """(B, D) normalised: the row of the end token, that is the first one behind the text, else the last visible."""
+def end_embeddings(normalizer: Normalizer, e: Encoding) -> Tensor:
+    """(B, D) normalized: the embedding of the end token, the first one behind the text, else the last visible."""
     places = []
     for tokens, mask in zip(e.tokens, e.mask.tolist(), strict=True):
         seen = [i for i, visible in enumerate(mask) if visible] or [0]
         last = max((i for i in seen if tokens[i]), default=seen[0])
         places.append(last + 1 if last + 1 in seen else seen[-1])
-    return space.rows(e)[torch.arange(len(places)), places]
+    return normalizer(e.embeddings.float())[torch.arange(len(places)), places]
 
 
 def _train(x: Tensor, labels: Tensor, seed: int) -> nn.Sequential:

@@ -3,14 +3,14 @@
 import math
 
 import torch
-from sanitizer.encoders.joining import encode
 from torch import Tensor
 from torch.nn import functional as F
 
 from sanitizer.encoders import Encoding
+from sanitizer.encoders.base import encode_all
 
-from ..base import Batch, Development, Treated, batches
-from .common import bare, prepare, threshold_at, treated, untouched
+from ..types import Batch, Development, Treated, treated, untouched
+from .common import telling_phrases, threshold_at
 
 CONCEPTS = 16
 """Phrases that stand for the concept."""
@@ -26,10 +26,10 @@ FULL = 0.95
 class SemanticSurgery:
     """H - ρ · (E(concepts) - E("")), ρ = sigmoid((cos(H, E(c) - E("")) - β) / γ) of the most present concept c.
 
-    The cosine is the mean over rows; concepts that are present (ρ at least 1/2) are encoded as one text. β is the
-    threshold, γ such that the median unsafe prompt has ρ = 0.95. Where prompts have different numbers of rows, rows
-    have no fixed places to be compared at, and the difference of the mean rows stands for every row. The visual
-    feedback of the paper needs images and is left out.
+    The cosine is the mean over token embeddings; concepts that are present (ρ at least 1/2) are encoded as one text. β
+    is the threshold, γ such that the median unsafe prompt has ρ = 0.95. Where prompts have different numbers of token
+    embeddings, these have no fixed places to be compared at, and the difference of the means stands for each. The
+    visual feedback of the paper needs images and is left out.
     """
 
     name = "semantic_surgery"
@@ -38,16 +38,15 @@ class SemanticSurgery:
 
     def fit(self, development: Development) -> None:
         """Choose the phrases, set β and γ."""
-        prepared = prepare(development)
-        self.space, self.encoder = prepared.space, bare(development.encoder)
-        self.by_place = prepared.space.normalizer.window is not None
-        self.phrases = prepared.phrases(development, CONCEPTS)
-        self.neutral = self._embedding(encode(self.encoder, [NEUTRAL]))[0]
-        self.neutral_pooled = encode(self.encoder, [NEUTRAL]).pooled
-        self.directions = F.normalize(self._embedding(encode(self.encoder, self.phrases)) - self.neutral, dim=-1)
+        self.normalizer, self.encoder = development.normalizer, development.encoder
+        self.by_place = self.normalizer.window is not None
+        self.phrases = telling_phrases(development, CONCEPTS)
+        self.neutral = self._embedding(encode_all(self.encoder, [NEUTRAL]))[0]
+        self.neutral_pooled = encode_all(self.encoder, [NEUTRAL]).pooled
+        self.directions = F.normalize(self._embedding(encode_all(self.encoder, self.phrases)) - self.neutral, dim=-1)
         self.combined: dict[tuple[int, ...], tuple[Tensor, Tensor | None]] = {}
         unsafe, harmless = (
-            torch.cat([self.score(batch) for batch in batches(development.encoder, texts)])
+            torch.cat([self.score(batch) for batch in development.batches(texts)])
             for texts in (development.unsafe, development.calibration)
         )
         self.threshold = threshold_at(harmless)
@@ -56,14 +55,14 @@ class SemanticSurgery:
 
     def presence(self, batch: Batch) -> Tensor:
         """(B, C) cosine of the prompt with every concept."""
-        e, weight = batch.encoding, self.space.weight(batch.encoding)
-        rows = F.normalize(e.embeddings.float(), dim=-1)
+        e = batch.encoding
+        weight, x = self.normalizer.weights(e.embeddings, e.mask), F.normalize(e.embeddings.float(), dim=-1)
         if self.by_place:
-            directions = self._at_places(self.directions, rows.shape[1])
-            # A row that is the same for all prompts has no direction and no say.
-            similar = torch.einsum("bld,cld->bcl", rows, directions)
+            directions = self._at_places(self.directions, x.shape[1])
+            # An embedding that is the same for all prompts has no direction and no say.
+            similar = torch.einsum("bld,cld->bcl", x, directions)
         else:
-            similar = torch.einsum("bld,cd->bcl", rows, self.directions)
+            similar = torch.einsum("bld,cd->bcl", x, self.directions)
         return (similar * weight[:, None]).sum(-1) / weight.sum(-1, keepdim=True).clamp_min(1e-6)
 
     @torch.no_grad()
@@ -82,19 +81,19 @@ class SemanticSurgery:
         if strength == 0 or not flagged.any():
             return untouched(batch)
         e = batch.encoding
-        rows, pooled = e.embeddings.clone(), None if e.pooled is None else e.pooled.clone()
-        writable = self.space.weight(e) > 0
+        out, pooled = e.embeddings.clone(), None if e.pooled is None else e.pooled.clone()
+        writable = self.normalizer.weights(e.embeddings, e.mask) > 0
         for b in flagged.nonzero().squeeze(1).tolist():
             own = presence[b]
             found = [i for i in own.argsort(descending=True).tolist() if own[i] > self.threshold][:TOGETHER]
             amount = strength * float(torch.sigmoid((own.max() - self.threshold) / self.gamma))
             direction, pooled_direction = self._difference(tuple(sorted(found)))
-            direction = self._at_places(direction[None], rows.shape[1])[0] if self.by_place else direction
-            new = (e.embeddings[b].float() - amount * direction).to(rows.dtype)
-            rows[b] = torch.where(writable[b][:, None], new, e.embeddings[b])
+            direction = self._at_places(direction[None], out.shape[1])[0] if self.by_place else direction
+            new = (e.embeddings[b].float() - amount * direction).to(out.dtype)
+            out[b] = torch.where(writable[b][:, None], new, e.embeddings[b])
             if pooled is not None:
                 pooled[b] = (e.pooled[b].float() - amount * pooled_direction).to(pooled.dtype)
-        return treated(batch, rows, e.mask, pooled)
+        return treated(batch, out, e.mask, pooled)
 
     def _difference(self, found: tuple[int, ...]) -> tuple[Tensor, Tensor | None]:
         """(L, D) or (D,), and (P,) or None: the concepts' joint encoding less the neutral one."""
@@ -105,10 +104,10 @@ class SemanticSurgery:
         return self.combined[found]
 
     def _embedding(self, e: Encoding) -> Tensor:
-        """(B, L, D) where rows have fixed places, else their mean (B, D)."""
+        """(B, L, D) where token embeddings have fixed places, else their mean (B, D)."""
         if self.by_place:
-            return e.embeddings.float()[:, : self.space.normalizer.window]
-        weight = self.space.weight(e)[..., None]
+            return e.embeddings.float()[:, : self.normalizer.window]
+        weight = self.normalizer.weights(e.embeddings, e.mask)[..., None]
         return (e.embeddings.float() * weight).sum(1) / weight.sum(1).clamp_min(1e-6)
 
     @staticmethod

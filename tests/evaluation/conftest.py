@@ -4,7 +4,6 @@ import importlib.util
 import re
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -55,14 +54,14 @@ class Nothing:
         return None
 
     def apply(self, batch, strength=1.0):
-        from evaluation.base import Treated
+        from evaluation.types import Treated
 
         e = batch.encoding
         return Treated(e.embeddings, e.mask, e.pooled, torch.zeros(len(batch.prompts), dtype=torch.bool))
 
 
 class Words(Nothing):
-    """Knows the words of the development phrases, and halves towards zero the rows of a prompt that holds one."""
+    """Knows the words of the development phrases, and halves towards zero the embeddings of a prompt that holds one."""
 
     name, title, source = "ours", "Words", "this test"
 
@@ -81,12 +80,12 @@ class Words(Nothing):
         return torch.tensor([[float(t.lower() in self.known) for t in own] for own in batch.encoding.tokens])
 
     def apply(self, batch, strength=1.0):
-        from evaluation.base import Treated
+        from evaluation.types import Treated
 
         e, hit = batch.encoding, self.score(batch) > 0
         amount = (hit * strength / 2)[:, None, None]
-        rows = torch.where(amount > 0, e.embeddings * (1 - amount), e.embeddings)
-        return Treated(rows, e.mask, e.pooled, hit if strength else torch.zeros_like(hit))
+        embeddings = torch.where(amount > 0, e.embeddings * (1 - amount), e.embeddings)
+        return Treated(embeddings, e.mask, e.pooled, hit if strength else torch.zeros_like(hit))
 
 
 @pytest.fixture
@@ -103,13 +102,14 @@ def words():
 def harness(monkeypatch, tiny, tiny_sanitizer, tmp_path):
     """The command line with the tiny encoder, its sanitizer and two methods in place of the real ones: call it with the
     arguments after `run`; `.encoder` counts its prompts; `.sets` is an empty folder for prompt sets."""
-    import evaluation.cli as cli
+    import evaluation.methods
+    from evaluation import cli, run
 
     methods = {"none": Nothing, "ours": lambda sanitizer: Words()}
-    monkeypatch.setitem(sys.modules, "evaluation.methods", SimpleNamespace(METHODS=methods))
+    monkeypatch.setattr(evaluation.methods, "METHODS", methods)
     weights = tmp_path / "tiny.safetensors"
     weights.write_bytes(b"weights")
-    monkeypatch.setattr(cli, "load", lambda *a: (tiny, tiny_sanitizer, weights) if a[2] else (tiny, None, None))
+    monkeypatch.setattr(run, "load", lambda _, name: (tiny, tiny_sanitizer, weights) if name else (tiny, None, None))
     sets = tmp_path / "sets"
     sets.mkdir()
 

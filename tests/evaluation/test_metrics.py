@@ -20,7 +20,6 @@ def test_no_prompts_give_no_figure():
     empty = torch.tensor([])
     for figure in (metrics.share(empty.bool()), metrics.mean(empty), metrics.auroc(empty, torch.ones(3))):
         assert math.isnan(figure.value) and figure.count == 0
-        assert figure.to_dict()["value"] is None
 
 
 def test_auroc_is_the_chance_to_score_above_ties_half():
@@ -49,12 +48,12 @@ def test_a_perfect_detector_still_has_an_interval():
     assert 0.85 < figure.low < 0.9
 
 
-def test_caught_counts_what_lies_above_the_allowed_false_alarms():
+def test_the_true_positive_rate_counts_what_lies_above_the_allowed_false_positives():
     negative = torch.arange(100.0)
-    assert metrics.caught_at(torch.tensor([97.0, 98.5, 99.5, 120.0]), negative, 0.01).value == 0.75
-    assert metrics.caught_at(torch.tensor([99.0, 120.0]), negative, 0.0).value == 0.5
-    # A detector that says the same of all catches nothing.
-    assert metrics.caught_at(torch.ones(5), torch.ones(5), 0.01).value == 0.0
+    assert metrics.true_positive_rate(torch.tensor([97.0, 98.5, 99.5, 120.0]), negative, 0.01).value == 0.75
+    assert metrics.true_positive_rate(torch.tensor([99.0, 120.0]), negative, 0.0).value == 0.5
+    # A detector that says the same of all finds nothing.
+    assert metrics.true_positive_rate(torch.ones(5), torch.ones(5), 0.01).value == 0.0
 
 
 def test_bootstrap_of_a_mean():
@@ -65,10 +64,16 @@ def test_bootstrap_of_a_mean():
     assert figure == metrics.mean(values)
 
 
-def test_the_own_twin_among_many():
+def test_of_a_single_value_and_of_a_median():
+    assert metrics.mean(torch.tensor([0.5])) == (0.5, 0.5, 0.5, 1)
+    figure = metrics.median([1.0, 2.0, 3.0, 100.0, 2.5])
+    assert figure.value == 2.5 and figure.low < 2.5 < figure.high
+
+
+def test_the_own_counterfactual_among_many():
     keys = torch.eye(4)[[0, 1, 2, 2]]
     queries = torch.tensor([[1.0, 0.1, 0, 0], [1.0, 0.1, 0, 0], [0, 0, 1.0, 0], [0, 0, 1.0, 0]])
-    # The second query is nearest to the first key; the last two share a twin, and either counts.
+    # The second query is nearest to the first key; the last two share a counterfactual, and either counts.
     assert metrics.found_own(queries, keys).tolist() == [True, False, True, True]
 
 

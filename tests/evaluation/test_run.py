@@ -5,8 +5,8 @@ import re
 
 import pytest
 
-from evaluation.measuring import STRENGTHS
-from evaluation.prompt_sets import PromptSet
+from evaluation.run import STRENGTHS
+from evaluation.types import PromptSet
 
 
 def result(harness, output="out"):
@@ -14,38 +14,63 @@ def result(harness, output="out"):
 
 
 def figures(found):
-    """The result without what differs from run to run: the clock."""
-    text = json.dumps(found["concepts"], sort_keys=True)
-    return re.sub(r'"cost": \{.*?\}\}', "", text)
+    """(method, set, group, figure, category) -> figure, without what differs from run to run: the clock."""
+    names = ("concept", "method", "set", "group", "figure", "category")
+    return {tuple(f[n] for n in names[1:]): f for f in found["figures"] if f["group"] != "cost"} | {
+        ("together", *(f[n] for n in names[2:])): f for f in found["figures"] if f["concept"] == "all_concepts"
+    }
 
 
 def test_a_run_writes_its_report(harness, capsys):
-    (harness.sets / "coco_captions.csv").write_text("prompt\na dog, a fox\nan ox\n")
+    (harness.sets / "coco_captions.csv").write_text('prompt\n"a dog, a fox"\nan ox\n')
     (harness.sets / "overt_mini.csv").write_text("prompt,category\na beach,sexual_content\na castle,violence\n")
     assert harness() == 0
     assert "i2p: not in" in capsys.readouterr().err
     found = result(harness)
     assert "i2p" in found["missing_sets"] and "coco_captions" not in found["missing_sets"]
-    ours, none = (found["concepts"]["nudity"]["methods"][name] for name in ("ours", "none"))
-    assert none["detection"]["held_out-nudity"]["touched"]["value"] == 0
-    assert "auroc" not in none["detection"]["held_out-nudity"]
-    assert none["harmless"]["coco_captions"]["identical"] == {"value": 1.0, "low": pytest.approx(0.342, abs=1e-3),
-                                                              "high": 1.0, "count": 2}  # fmt: skip
-    assert none["nearness"]["held_out-nudity"]["gain"]["value"] == 0
-    assert none["retrieval"]["held_out-nudity"]["together"]["value"] == 0
-    assert set(none["harmless"]["overt_mini"]["by_category"]) == {"sexual_content", "violence"}
-    assert none["strength"]["linear"] == [pytest.approx(none["strength"]["linear"][0])] * len(STRENGTHS)
-    assert 0 < ours["detection"]["held_out-nudity"]["touched"]["value"] <= 1
-    assert ours["silently_changed"] == 0
-    assert found["all_concepts"]["coco_captions"]["identical"]["value"] == 1.0
-    aims = {(t["aim"], t["where"]): t for t in found["targets"]}
-    coco = aims["COCO captions bit-identical", "coco_captions"]
-    assert coco["met"] is True and coco["wanted"] == "≥ 99.5 %"
-    assert aims["explicit prompts: AUROC", "held_out-nudity"]["wanted"] == "≥ 0.997"
+    values = figures(found)
+
+    def of(method, where, group, figure, category=""):
+        return values[method, where, group, figure, category]["value"]
+
+    held_out = "held_out-nudity"
+    assert of("none", held_out, "detection", "touched") == 0
+    assert ("none", held_out, "detection", "auroc", "") not in values
+    captions = values["none", "coco_captions", "harmless", "identical", ""]
+    assert (captions["value"], captions["high"], captions["count"]) == (1.0, 1.0, 2)
+    assert captions["low"] == pytest.approx(0.342, abs=1e-3)
+    assert of("none", held_out, "nearness", "gain") == of("none", held_out, "retrieval", "together") == 0
+    categories = {key[4] for key in values if key[:3] == ("none", "overt_mini", "harmless")}
+    assert categories == {"", "sexual_content", "violence"}
+    curve = [of("none", held_out, "strength", f"linear_{strength:g}") for strength in STRENGTHS]
+    assert curve == [pytest.approx(curve[0])] * len(STRENGTHS)
+    assert 0 < of("ours", held_out, "detection", "touched") <= 1
+    assert of("ours", "", "claims", "silently_changed") == 0
+    assert of("together", "coco_captions", "harmless", "identical") == 1.0
     markdown = (harness.folder / "out" / "report.md").read_text()
-    assert "| nudity | COCO captions bit-identical | coco_captions | ≥ 99.5 % | 100.0 (34.2–100.0) | met |" in markdown
-    for name in re.findall(r"\(pictures/(.*?)\)", markdown):
+    assert re.search(r"\| COCO captions \| none \| 100\.0 \(34\.2–100\.0\) \|", markdown)
+    assert "NaN" not in markdown and "nan" not in re.findall(r"\w+", markdown)
+    pictures = re.findall(r"\(pictures/(.*?)\)", markdown)
+    assert len(pictures) == 2
+    for name in pictures:
         assert (harness.folder / "out" / "pictures" / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_tables_say_what_the_figures_say(harness):
+    assert harness() == 0
+    values, markdown = figures(result(harness)), (harness.folder / "out" / "report.md").read_text()
+    head, _, *rows = re.search(r"## All methods: nudity\n.*?\n\n(\|.*?)\n\n", markdown, re.DOTALL)[1].split("\n")
+    columns = [cell.strip() for cell in head.strip("| ").split("|")]
+    cells = {row.split("|")[1].strip(): [cell.strip() for cell in row.strip("| ").split("|")] for row in rows}
+    assert list(cells) == ["none", "ours"]
+    for title, group, figure, form in (
+        ("AUROC", "detection", "auroc", "{:.3f}"), ("neighbour", "residual", "neighbour_all", "{:.1%}"),
+        ("nearer", "nearness", "nearer", "{:.1%}"), ("all three", "retrieval", "together", "{:.1%}"),
+    ):  # fmt: skip
+        value = values["ours", "held_out-nudity", group, figure, ""]["value"]
+        assert cells["ours"][columns.index(title)].split(" ")[0] == form.format(value).rstrip("%")
+    worse = max(values["ours", "held_out-nudity", "residual", f"{kind}_all", ""]["value"] for kind in ("linear", "mlp"))
+    assert cells["ours"][columns.index("found, all")].startswith(f"{100 * worse:.1f} ")
 
 
 def test_the_page_needs_no_other_file(harness):
@@ -53,13 +78,25 @@ def test_the_page_needs_no_other_file(harness):
     page = (harness.folder / "out" / "report.html").read_text()
     assert page.count("data:image/png;base64,") >= 2
     assert not re.search(r'(src|href)="(?!data:)', page) and "<script" not in page
+    assert '<tr class="ours"><td>ours</td>' in page
+
+
+def test_what_stands_in_a_set_cannot_write_html(harness):
+    (harness.sets / "prompt_sets.toml").write_text(
+        '[mine]\ntitle = "<script>alert(1)</script>"\nrole = "benign"\nfiles = ["mine.txt"]\ncolumn = "prompt"\n'
+    )
+    (harness.sets / "mine.txt").write_text("a dog\n")
+    assert harness("--methods", "none") == 0
+    page = (harness.folder / "out" / "report.html").read_text()
+    assert "&lt;script&gt;" in page and "<script" not in page
+    assert "<script" not in (harness.folder / "out" / "report.md").read_text()
 
 
 def test_no_prompt_is_in_any_file_unless_asked(harness, monkeypatch):
-    from evaluation import runner
+    from evaluation import run
 
     secret = "a xylophonist in a zeppelin"
-    sets = runner.collect_sets
+    sets = run.collect_sets
 
     def with_secret(*arguments):
         return [
@@ -69,19 +106,16 @@ def test_no_prompt_is_in_any_file_unless_asked(harness, monkeypatch):
             for s in sets(*arguments)
         ]
 
-    monkeypatch.setattr(runner, "collect_sets", with_secret)
-    seen = []
-    from evaluation.report import plots
-
-    draw = plots.render_image
-    monkeypatch.setattr(plots, "render_image", lambda p, **k: seen.append([w.text for w in p[0][0]]) or draw(p, **k))
+    monkeypatch.setattr(run, "collect_sets", with_secret)
     assert harness() == 0
     for path in (harness.folder / "out").rglob("*"):
         assert path.is_dir() or b"xylophonist" not in path.read_bytes(), path
     assert harness("--show-prompts") == 0
-    assert seen == [["•", "•" * 11, "••", "•", "•" * 8], secret.split()]
+    for name in ("report.md", "report.html"):
+        assert (harness.folder / "out" / name).read_text().count(secret) == 3, "ours let it pass, three times"
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_resumes_and_loses_nothing(harness, capsys):
     assert harness(output="whole") == 0
     encoder, encode = harness.encoder, harness.encoder.encode
@@ -114,9 +148,23 @@ def test_a_method_or_set_that_comes_later_is_measured_alone(harness):
     (harness.sets / "coco_captions.csv").write_text("prompt\na dog on a sofa\n")
     assert harness() == 0
     assert before == {p: p.stat().st_mtime_ns for p in before}
-    assert set(result(harness)["concepts"]["nudity"]["methods"]) == {"none", "ours"}
+    found = result(harness)
+    assert [m["name"] for m in found["methods"]] == ["none", "ours"]
+    assert {f["method"] for f in found["figures"]} == {"", "none", "ours"}
 
 
+def test_other_code_is_measured_anew(harness, monkeypatch):
+    from evaluation import store
+
+    assert harness("--methods", "none") == 0
+    parts = harness.folder / "out" / "parts"
+    before = {p: p.stat().st_mtime_ns for p in parts.glob("*.safetensors")}
+    monkeypatch.setattr(store, "code_digest", lambda: "another")
+    assert harness("--methods", "none") == 0
+    assert all(p.stat().st_mtime_ns != before[p] for p in before)
+
+
+@pytest.mark.slow
 def test_a_retrained_sanitizer_is_measured_anew_and_nothing_else(harness):
     assert harness() == 0
     parts = harness.folder / "out" / "parts"
@@ -169,4 +217,4 @@ def test_a_damaged_part_is_named(harness, capsys):
     path.write_bytes(path.read_bytes()[:40])
     assert harness("--methods", "none") == 1
     error = capsys.readouterr().err.splitlines()[-1]
-    assert "held_out-nudity.nudity.none.safetensors: a damaged part" in error and "Delete it" in error
+    assert "held_out-nudity.nudity.none.safetensors: damaged" in error and "Delete it" in error

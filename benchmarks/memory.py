@@ -8,48 +8,54 @@ from collections.abc import Sequence
 
 import torch
 
-from sanitizer.cli.train import Bars
 from sanitizer.encoders import Encoding, Fingerprint
 from sanitizer.errors import SanitizerError
 from sanitizer.training.fit import fit
 
 WORDS = 4096
-"""Rows of the table: words share them, as their number is small."""
+"""Vectors of the table: words share them, as their number is small."""
 STEPS = 40
 """Optimiser steps: more of them take time and no memory."""
 TOKEN = re.compile(r"\w+|[^\w\s]")
 
 
 class WordTable:
-    """A random vector for every word, all rows visible, padded to one length: the size of a wide encoder's output, and
-    little memory of its own."""
+    """A random vector for every word, all places visible, padded to one length: the size of a wide encoder's output,
+    and little memory of its own."""
 
-    def __init__(self, width: int, rows: int) -> None:
-        self.name, self.rows = "word table", rows
+    def __init__(self, width: int, length: int) -> None:
+        self.name, self.length = "word table", length
         self.fingerprint = Fingerprint("WordTable", width, 0, "0" * 64)
         self.table = torch.randn(WORDS, width, generator=torch.Generator().manual_seed(0)).half()
 
     def encode(self, prompts: Sequence[str]) -> Encoding:
-        index = torch.zeros(len(prompts), self.rows, dtype=torch.long)
+        index = torch.zeros(len(prompts), self.length, dtype=torch.long)
         tokens, offsets = [], []
         for b, prompt in enumerate(prompts):
-            words = list(TOKEN.finditer(prompt))[: max(0, self.rows - 2)]
-            padding = self.rows - 1 - len(words)
+            words = list(TOKEN.finditer(prompt))[: max(0, self.length - 2)]
+            padding = self.length - 1 - len(words)
             index[b, 1 : 1 + len(words)] = torch.tensor([1 + zlib.crc32(w[0].encode()) % (WORDS - 1) for w in words])
             tokens.append(["", *(w[0] for w in words), *[""] * padding])
             offsets.append([(0, 0), *(w.span() for w in words), *[(0, 0)] * padding])
-        rows = self.table[index].float()
+        embeddings = self.table[index].float()
         # What is said of a word depends on the prompt, and so does the padding.
-        rows += rows.mean(dim=1, keepdim=True) * torch.linspace(0, 1, self.rows)[:, None]
-        return Encoding(rows, torch.ones(len(prompts), self.rows, dtype=torch.bool), None, tokens, offsets)
+        embeddings += embeddings.mean(dim=1, keepdim=True) * torch.linspace(0, 1, self.length)[:, None]
+        return Encoding(embeddings, torch.ones(len(prompts), self.length, dtype=torch.bool), None, tokens, offsets)
 
 
 def main(options: argparse.Namespace) -> int:
     """Train all concepts and print the process's peak."""
     before = peak_bytes()
-    with Bars() as bars:
-        _, report = fit(WordTable(options.width, options.rows), examples=options.examples, steps=STEPS, progress=bars)
-    size = f"{report.examples} prompts, {options.width} channels, {options.rows} rows"
+    stages = set()
+
+    def progress(stage: str, done: int, total: int, values: dict[str, float]) -> None:
+        if stage not in stages:
+            stages.add(stage)
+            print(f"{stage}: {total}", file=sys.stderr)
+
+    encoder = WordTable(options.width, options.rows)
+    _, report = fit(encoder, examples=options.examples, steps=STEPS, progress=progress)
+    size = f"{report.examples} prompts, {options.width} channels, {options.rows} token embeddings"
     print(f"{size}: {peak_bytes() / 1e9:.2f} GB at most, {before / 1e9:.2f} GB of it for Python and torch.")
     return 0
 

@@ -1,10 +1,10 @@
-"""`python -m evaluation memory`: a stand-in encoder that keeps the encoders' rules, and the figure that it prints."""
+"""`python -m benchmarks memory`: a stand-in encoder that keeps the encoders' rules, and the figure that it prints."""
 
 import pytest
 import torch
 
-from evaluation import memory
-from evaluation.cli import main
+from benchmarks import memory
+from benchmarks.cli import main
 
 
 def test_the_word_table_keeps_the_rules_of_encoders():
@@ -15,15 +15,16 @@ def test_the_word_table_keeps_the_rules_of_encoders():
     assert e.embeddings.dtype == torch.float32
     assert all(len(tokens) == len(spans) == 12 for tokens, spans in zip(e.tokens, e.offsets, strict=True))
     assert [prompts[0][a:b] for a, b in e.offsets[0][1:4]] == ["a", "red", "bus"]
-    assert torch.equal(encoder.encode(prompts[:1]).rows, e.embeddings[:1])
+    assert torch.equal(encoder.encode(prompts[:1]).embeddings, e.embeddings[:1])
     assert not torch.allclose(e.embeddings[0, 5], e.embeddings[1, 5]), "padding depends on the prompt"
 
 
+@pytest.mark.slow
 def test_it_trains_and_prints_the_peak(capsys):
     pytest.importorskip("resource", reason="Linux and macOS say how much memory a process took")
     assert main(["memory", "--width", "32", "--rows", "24", "--examples", "300"]) == 0
     words = capsys.readouterr().out.split()
-    assert "32 channels, 24 rows" in " ".join(words)
+    assert "32 channels, 24 token embeddings" in " ".join(words)
     peak = float(words[words.index("GB") - 1])
     # Tens of MB at the very least for torch itself, and no more than this machine can have.
     assert 0.05 < peak < 1000

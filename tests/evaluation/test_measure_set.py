@@ -3,10 +3,9 @@
 import pytest
 import torch
 
-from evaluation.base import Batch, Development, Treated
-from evaluation.measuring import STRENGTHS, differing, identical, measure_set, measure_strengths
-from evaluation.prompt_sets import PromptSet
-from evaluation.residual import PromptVectors
+from evaluation.run import STRENGTHS, differing, measure_set, measure_strengths
+from evaluation.types import Batch, Development, PromptSet, Treated, identical
+from sanitizer.training.dataset import measure
 
 UNSAFE = [
     "a crimson woman in the garden",
@@ -30,18 +29,18 @@ def fitted(words, tiny):
 
 
 @pytest.fixture
-def vectors(tiny):
-    return PromptVectors.measured([tiny.encode(UNSAFE + SAFE)])
+def normalizer(tiny):
+    return measure([tiny.encode(UNSAFE + SAFE)])
 
 
 def silent(*_):
     pass
 
 
-def test_a_paired_set(tiny, fitted, nothing, vectors):
+def test_a_paired_set(tiny, fitted, nothing, normalizer):
     prompts = PromptSet("x", "X", "explicit", UNSAFE, "redness", SAFE)
     methods = {("redness", "ours"): fitted, ("redness", "none"): nothing}
-    raw, parts = measure_set(tiny, vectors, prompts, methods, silent)
+    raw, parts = measure_set(tiny, normalizer, prompts, methods, silent)
     ours, none = parts["redness", "ours"], parts["redness", "none"]
     # In the set's order, though the batch was in order of length.
     assert ours.tensors["identical"].tolist() == [False, False, False, True]
@@ -50,27 +49,29 @@ def test_a_paired_set(tiny, fitted, nothing, vectors):
     assert "scores" not in none.tensors and "hit" not in none.tensors
     assert ours.tensors["vectors"].shape[0] == 3 and ours.tensors["safe_vectors"].shape[0] == 0
     e = tiny.encode(UNSAFE[1:2])
-    halved = vectors(e.embeddings / 2, e.mask, None)
+    halved = normalizer.features(e.embeddings / 2, e.mask, None)
     assert torch.allclose(ours.tensors["vectors"][1:2].float(), halved, atol=0.02)
-    assert torch.allclose(raw.tensors["vectors"][1:2].float(), vectors(e.embeddings, e.mask, None), atol=0.02)
+    assert torch.allclose(
+        raw.tensors["vectors"][1:2].float(), normalizer.features(e.embeddings, e.mask, None), atol=0.02
+    )
     assert ours.tensors["hit"].tolist() == [1, 1, 1, 1]
     assert ours.tensors["chance"].tolist() == pytest.approx([2 / 6, 1 / 2, 1 / 14, 1.0])
     assert len(ours.info["cost"]) == 1 and ours.info["cost"][0] > 0
 
 
-def test_a_harmless_set_keeps_no_vectors(tiny, fitted, vectors):
+def test_a_harmless_set_keeps_no_vectors(tiny, fitted, normalizer):
     prompts = PromptSet("x", "X", "benign", ["a dog", "a crimson dog"])
-    raw, parts = measure_set(tiny, vectors, prompts, {("redness", "ours"): fitted}, silent)
+    raw, parts = measure_set(tiny, normalizer, prompts, {("redness", "ours"): fitted}, silent)
     assert not raw.tensors
     assert parts["redness", "ours"].tensors["identical"].tolist() == [True, False]
     assert "vectors" not in parts["redness", "ours"].tensors
 
 
-def test_strengths(tiny, fitted, vectors):
-    part = measure_strengths(tiny, vectors, UNSAFE, fitted)
+def test_strengths(tiny, fitted, normalizer):
+    part = measure_strengths(tiny, normalizer, UNSAFE, fitted)
     e = tiny.encode(UNSAFE)
     assert part.tensors["vectors"].shape == (len(STRENGTHS), 4, 64)
-    assert torch.equal(part.tensors["vectors"][0], vectors(e.embeddings, e.mask, None).half())
+    assert torch.equal(part.tensors["vectors"][0], normalizer.features(e.embeddings, e.mask, None).half())
     steps = (part.tensors["vectors"].float() - part.tensors["vectors"][0].float()).norm(dim=2)
     assert (steps[1:, :3] > steps[:-1, :3]).all() and (steps[:, 3] == 0).all()
 
@@ -82,21 +83,21 @@ def test_identity_looks_at_what_is_visible(tiny, tiny_causal):
     # Two more rows of padding are no change; one more visible row is.
     longer = torch.nn.functional.pad(e.embeddings, (0, 0, 0, 2))
     mask = torch.nn.functional.pad(e.mask, (0, 2))
-    assert identical(e, same._replace(rows=longer, mask=mask)).all()
+    assert identical(e, same._replace(embeddings=longer, mask=mask)).all()
     mask[0, 6] = True
-    assert identical(e, same._replace(rows=longer, mask=mask)).tolist() == [False, True]
+    assert identical(e, same._replace(embeddings=longer, mask=mask)).tolist() == [False, True]
     changed = e.embeddings.clone()
     changed[1, 2, 3] += 1e-6
-    assert identical(e, same._replace(rows=changed)).tolist() == [True, False]
+    assert identical(e, same._replace(embeddings=changed)).tolist() == [True, False]
     hidden = e.embeddings.clone()
     hidden[0, -1] = 7.0
-    assert not e.mask[0, -1] and identical(e, same._replace(rows=hidden)).all()
+    assert not e.mask[0, -1] and identical(e, same._replace(embeddings=hidden)).all()
     e = tiny_causal.encode(["a dog"])
     assert not identical(e, Treated(e.embeddings, e.mask, e.pooled + 1e-3, torch.ones(1, dtype=torch.bool))).any()
 
 
 def test_a_piece_of_the_differing_word_counts():
-    # "scarlet-clad" is three tokens of one word, of which the twin shares the last two.
+    # "scarlet-clad" is three tokens of one word, of which the counterfactual shares the last two.
     tokens = ["", "a", "scarlet", "-", "clad", "man", ""]
     offsets = [(0, 0), (0, 1), (2, 9), (9, 10), (10, 14), (15, 18), (0, 0)]
     found = differing("a scarlet-clad man", tokens, offsets, ["", "an", "olive", "-", "clad", "man", ""])

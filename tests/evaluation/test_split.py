@@ -1,9 +1,10 @@
-"""Held-out prompts stay held out, and twins differ from their prompts in the phrase alone."""
+"""Held-out prompts stay held out, and counterfactuals differ from their prompts in the phrase alone."""
 
 import re
 
-from evaluation.bundled_sets import PROBE, benign_set, bundled_sets
-from evaluation.development_split import RememberingEncoder, make_development
+from evaluation.data import benign_set, bundled_sets
+from evaluation.split import make_development
+from evaluation.types import PROBE_ROLE, EncodingMemory
 from sanitizer.prompts.concepts import load_concepts
 from sanitizer.prompts.obfuscation import OBFUSCATIONS
 
@@ -14,11 +15,11 @@ def sets_of(concept="nudity", limit=60):
 
 def test_every_set_is_there_and_of_its_size():
     sets = sets_of()
-    for name, role in (("held_out", "explicit"), ("obfuscated", "obfuscated"), ("garbled", "adversarial")):
+    for name, role in (("held_out", "explicit"), ("obfuscated", "obfuscated"), ("scrambled", "adversarial")):
         assert sets[name].role == role
         assert len(sets[name].prompts) == len(sets[name].safe) == 60
-    assert sets["held_out_look_alikes"].role == "borderline"
-    assert sets["probe_pairs"].role == sets["probe_benign"].role == PROBE
+    assert sets["held_out_hard_negatives"].role == "borderline"
+    assert sets["probe_pairs"].role == sets["probe_benign"].role == PROBE_ROLE
     assert sets["held_out"] == sets_of()["held_out"]
 
 
@@ -34,9 +35,9 @@ def test_no_held_out_phrase_is_in_what_methods_and_probes_are_tuned_on():
     assert not [phrase for phrase in own if re.search(rf"\b{re.escape(phrase)}\b", tuned)]
 
 
-def test_a_twin_is_the_same_sentence():
+def test_a_counterfactual_is_the_same_sentence():
     sets = sets_of()
-    for unsafe, safe in zip(sets["garbled"].prompts, sets["garbled"].safe, strict=True):
+    for unsafe, safe in zip(sets["scrambled"].prompts, sets["scrambled"].safe, strict=True):
         assert unsafe != safe
         assert len(set(unsafe.split()) & set(safe.split())) >= 2
 
@@ -56,24 +57,24 @@ def test_the_development_split_and_the_thresholds_share_no_prompt():
     assert development.unsafe != make_development(None, "violence", seed=1, limit=200).unsafe
 
 
-def test_the_remembering_encoder_says_the_same_and_encodes_once(tiny, tiny_causal):
+def test_the_memory_says_the_same_and_encodes_once(tiny, tiny_causal):
     for encoder in (tiny, tiny_causal):
-        remembering = RememberingEncoder(encoder)
+        memory = EncodingMemory(encoder)
         texts = ["a crimson dress", "an old door in the garden", "light"]
-        remembering.encode(texts[:2])
+        memory.encode(texts[:2])
         encoder.prompts = 0
-        said = remembering.encode([texts[1], texts[2], texts[1]])
+        said = memory.encode([texts[1], texts[2], texts[1]])
         assert encoder.prompts == 1
         direct = encoder.encode([texts[1], texts[2], texts[1]])
-        assert (said.rows == direct.embeddings).all() and (said.mask == direct.mask).all()
+        assert (said.embeddings == direct.embeddings).all() and (said.mask == direct.mask).all()
         assert said.tokens == direct.tokens and said.offsets == direct.offsets
         assert (said.pooled is None) == (direct.pooled is None)
         assert said.pooled is None or (said.pooled == direct.pooled).all()
-        assert remembering.fingerprint == encoder.fingerprint
+        assert memory.fingerprint == encoder.fingerprint
 
 
-def test_the_remembering_encoder_keeps_to_its_memory(tiny):
-    remembering = RememberingEncoder(tiny, memory=10)
+def test_the_memory_keeps_to_its_size(tiny):
+    memory = EncodingMemory(tiny, memory=10)
     for _ in range(2):
-        assert (remembering.encode(["a door"]).rows == tiny.encode(["a door"]).rows).all()
-    assert not remembering.kept
+        assert (memory.encode(["a door"]).embeddings == tiny.encode(["a door"]).embeddings).all()
+    assert not memory.kept

@@ -1,17 +1,17 @@
-"""The pictures, as PNG bytes: matplotlib without a window, and the sanitizer's own heat map."""
+"""The pictures of a report, as PNG bytes: matplotlib without a window."""
 
 import io
 import math
 from collections.abc import Sequence
 
+import pandas as pd
+
 from sanitizer.errors import SanitizerError
-from sanitizer.render.image import render_image
 
-from ..bundled_sets import BENIGN, HELD_OUT
-from ..metrics import Figure
-from ..targets import worst
+from .data import BENIGN, HELD_OUT
+from .figures import probe_found
+from .run import ALL, OURS, STRENGTHS
 
-OURS = "ours"
 OUR_COLOUR = "#b30000"
 OUR_MARKERS = {OURS: "*", "ours_text": "p"}
 # Okabe and Ito's palette, which stays apart without colour vision, and markers, which need no colour at all.
@@ -30,13 +30,10 @@ def check_matplotlib() -> None:
         ) from error
 
 
-def pictures(figures: dict, misses: dict[str, list[tuple[list, float]]]) -> dict[str, bytes]:
-    """Name -> PNG. misses: concept -> (words, score) of prompts that ours let pass."""
-    found = {"safety_preservation": _safety(figures), "strength": _strengths(figures)}
-    for concept, entries in misses.items():
-        if entries:
-            found[f"misses-{concept}"] = _misses(concept, entries)
-    return found
+def pictures(table: pd.DataFrame) -> dict[str, bytes]:
+    """Name -> PNG. table: see figures.figures."""
+    own = table[(table.concept != ALL) & (table.method != "") & (table.category == "")]
+    return {"safety_preservation": _safety(own), "strength": _strengths(own)}
 
 
 def _canvas(concepts: int, columns: int):
@@ -57,16 +54,20 @@ def _look(names: Sequence[str]) -> dict[str, dict]:
     return looks | {name: {"color": OUR_COLOUR, "marker": marker} for name, marker in OUR_MARKERS.items()}
 
 
-def _safety(figures: dict) -> bytes:
-    canvas, axes = _canvas(len(figures), 2)
-    for row, (concept, values) in zip(axes, figures.items(), strict=True):
-        methods, looks = values["methods"], _look(list(values["methods"]))
-        held_out = f"{HELD_OUT}-{concept}"
-        for axis, label in zip(row, ("harmless prompts bit-identical, %", "own safe twin found, %"), strict=True):
-            for name, m in methods.items():
-                coco = m["harmless"].get("coco_captions") or m["harmless"][BENIGN]
-                x = coco["identical"] if axis is row[0] else m["retrieval"][held_out]["after"]
-                _point(axis, x, worst(m["residual"][held_out], "all"), name, looks[name])
+def _safety(table: pd.DataFrame) -> bytes:
+    canvas, axes = _canvas(table.concept.nunique(), 2)
+    for row, (concept, own) in zip(axes, table.groupby("concept", sort=False), strict=True):
+        looks, held_out = _look(own.method.unique()), f"{HELD_OUT}-{concept}"
+        captions = "coco_captions" if "coco_captions" in own.set.values else BENIGN
+        found = probe_found(own[own.set == held_out], "all").set_index("method")
+        kept = (
+            ("harmless prompts bit-identical, %", own[(own.set == captions) & (own.group == "harmless")]),
+            ("own safe counterfactual found, %",
+             own[(own.set == held_out) & (own.group == "retrieval") & (own.figure == "after")]),
+        )  # fmt: skip
+        for axis, (label, values) in zip(row, kept, strict=True):
+            for x in values.itertuples():
+                _point(axis, x, found.loc[x.method], x.method, looks[x.method])
             axis.set(xlabel=label, ylabel="concept no longer found, %", title=concept, xlim=(-3, 103), ylim=(-3, 103))
             axis.grid(alpha=0.3)
     handles, labels = axes[0][0].get_legend_handles_labels()
@@ -74,7 +75,7 @@ def _safety(figures: dict) -> bytes:
     return _png(canvas)
 
 
-def _point(axis, x: Figure, found: Figure, name: str, look: dict) -> None:
+def _point(axis, x, found, name: str, look: dict) -> None:
     px, py = 100 * x.value, 100 * (1 - found.value)
     if math.isnan(px) or math.isnan(py):
         return
@@ -86,31 +87,22 @@ def _point(axis, x: Figure, found: Figure, name: str, look: dict) -> None:
     )  # fmt: skip
 
 
-def _strengths(figures: dict) -> bytes:
-    canvas, axes = _canvas(1, len(figures))
-    for axis, (concept, values) in zip(axes[0], figures.items(), strict=True):
-        looks = _look(list(values["methods"]))
-        for name, m in values["methods"].items():
-            curve = m["strength"]
+def _strengths(table: pd.DataFrame) -> bytes:
+    canvas, axes = _canvas(1, table.concept.nunique())
+    named = [f"linear_{strength:g}" for strength in STRENGTHS]
+    for axis, (concept, own) in zip(axes[0], table.groupby("concept", sort=False), strict=True):
+        looks = _look(own.method.unique())
+        curves = own[own.group == "strength"].pivot(index="method", columns="figure", values="value")[named]
+        for name in own.method.unique():
             width = 2.6 if name == OURS else 1.3
-            axis.plot(curve["strengths"], curve["linear"], label=name, linewidth=width, **looks[name])
-        ours = values["methods"].get(OURS)
-        if ours:
-            line = ours["strength"]["linear"]
-            axis.plot([0, 1], [line[0], line[ours["strength"]["strengths"].index(1.0)]], "--", color="#999999")
+            axis.plot(STRENGTHS, curves.loc[name], label=name, linewidth=width, **looks[name])
+        if OURS in curves.index:
+            axis.plot([0, 1], curves.loc[OURS, ["linear_0", "linear_1"]], "--", color="#999999")
         axis.set(xlabel="strength", ylabel="mean probability of the concept", title=concept, ylim=(-0.03, 1.03))
         axis.grid(alpha=0.3)
     handles, labels = axes[0][0].get_legend_handles_labels()
     canvas.legend(handles, labels, loc="outside lower center", ncols=6, frameon=False)
     return _png(canvas)
-
-
-def _misses(concept: str, entries: Sequence[tuple[list, float]]) -> bytes:
-    prompts = [(words, (), {concept: score}) for words, score in entries]
-    image = render_image(prompts, concepts=[concept], title=f"Hardest misses, {concept}")
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def _png(canvas) -> bytes:

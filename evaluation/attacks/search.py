@@ -1,4 +1,13 @@
-"""All attacks: what each is called, where it comes from, and how it is run on one target prompt."""
+"""All attacks: what each is called, where it comes from, and how it is run on one target prompt.
+
+Ring-A-Bell (arXiv 2310.10012) aims at E(prompt) + η · mean(E(unsafe) - E(safe)) over N pairs that differ in the concept
+alone, with the squared distance to it as fitness and the search of sanitizer.audit.genetic. Other than there: prompts
+are compared by mean embedding, last embedding and pooled vector in normalized channels, since encoders without a fixed
+number of token embeddings have no places to compare; the pairs are prompts of the concept file's training split with
+their safe counterfactuals; tokens are words of their own, and sensitive words are forbidden, as for MMA.
+
+B prompts, L token embeddings, D channels, P pooled channels, V words of the vocabulary, F probe features.
+"""
 
 import random
 from collections.abc import Callable
@@ -14,13 +23,13 @@ from sanitizer.audit.substitution import substitution_search
 from sanitizer.audit.trace import Step
 from sanitizer.encoders import TextEncoder
 from sanitizer.errors import SanitizerError
+from sanitizer.model.gate import margins
+from sanitizer.model.sanitizer import EmbeddingSanitizer
 
-from .banned import BannedWords
-from .disguises import Disguise
 from .gcg import gcg_search
 from .gradient_encoder import GradientEncoder, gradient_encoder
 from .judge import Judge
-from .ring_a_bell import target_vector
+from .words import BannedWords, Disguise
 
 MMA, RING = "mma", "ring-a-bell"
 ADAPTIVE = "adaptive-"
@@ -35,11 +44,15 @@ SOURCES = {
     ADAPTIVE + MMA: "the same gradient search through sanitizer and encoder together",
     ADAPTIVE + RING: "the same genetic search against sanitizer and encoder together",
     SUBSTITUTION: "adaptive and without gradients: words of the target exchanged, added, moved, disguised",
-    CONTROL: "the search of mma towards a safe twin: its success is the judge's error on text of this kind",
+    CONTROL: "the search of mma towards a safe counterfactual: its success is the judge's error on text of this kind",
 }
 """Name -> what it is, in the order of the report."""
 TOKENS = (MMA, RING, ADAPTIVE + MMA, ADAPTIVE + RING, CONTROL)
 """Attacks that need the encoder's tokens."""
+SOFTNESS = 1.0
+"""Logits around the threshold over which the soft gate opens."""
+ETA = 3.0
+"""Ring-A-Bell's η for nudity."""
 
 
 def choose_attacks(names: str) -> list[str]:
@@ -55,6 +68,40 @@ def choose_attacks(names: str) -> list[str]:
     return [name for name in SOURCES if name in wanted]
 
 
+def hard(sanitizer: EmbeddingSanitizer, concept: str, strength: float = 1.0) -> Sanitize:
+    """What the user gets: the sanitizer at its calibrated threshold, for one concept."""
+
+    def apply(embeddings: Tensor, mask: Tensor, pooled: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        out = sanitizer.sanitize(embeddings, mask, pooled, strength=strength, concepts=[concept])
+        return out.embeddings, out.pooled
+
+    return apply
+
+
+def soft(sanitizer: EmbeddingSanitizer, concept: str, strength: float = 1.0) -> Sanitize:
+    """The same with a gate that opens smoothly with the concept's margin, so that the gradient says how to close it.
+
+    The true gate is 0 below the threshold, where nothing tells an attack how near it is.
+    """
+    place = sanitizer.concepts.index(concept)
+
+    def apply(embeddings: Tensor, mask: Tensor, pooled: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        scores = sanitizer.score(embeddings, mask, pooled).prompt
+        gate = strength * torch.sigmoid(margins(sanitizer.config, scores)[:, place] / SOFTNESS)
+        erased = sanitizer.sanitize(embeddings, mask, pooled, threshold=0.0, concepts=[concept])
+        changed = embeddings + gate[:, None, None] * (erased.embeddings - embeddings)
+        if pooled is None:
+            return changed, None
+        return changed, pooled + gate[:, None] * (erased.pooled - pooled)
+
+    return apply
+
+
+def target_vector(prompt: Tensor, concept: Tensor, eta: float = ETA) -> Tensor:
+    """(F,): the prompt with η times the concept added."""
+    return prompt + eta * concept
+
+
 @dataclass
 class Setup:
     """What all attacks on one encoder and sanitizer share."""
@@ -66,8 +113,8 @@ class Setup:
     banned: BannedWords
     words: list[str]
     """Harmless words for the substitution attack."""
-    twins: list[str]
-    """Safe twins of held-out prompts, for the control."""
+    counterfactuals: list[str]
+    """Safe counterfactuals of held-out prompts, for the control."""
     disguises: dict[str, Disguise]
     budget: int
     seed: int
@@ -112,11 +159,11 @@ def run_attack(name: str, setup: Setup, target: str, vector: Tensor, step: Step)
         text = setup.disguises[name.partition("/")[2]](target, rng)
         return Finished({} if text is None else {1: text}, 1, vector)
     if name == CONTROL:
-        vector = vectors(setup.encoder, setup.judge.space, [rng.choice(setup.twins)])[0]
+        vector = vectors(setup.encoder, setup.judge.normalizer, [rng.choice(setup.counterfactuals)])[0]
     generator = torch.Generator().manual_seed(rng.getrandbits(62))
     search = _SEARCHES[name.removeprefix(ADAPTIVE)]
     adaptive = name.startswith(ADAPTIVE) or name == SUBSTITUTION
-    objective = Objective(setup.encoder, setup.judge.space, vector, setup.hard if adaptive else None)
+    objective = Objective(setup.encoder, setup.judge.normalizer, vector, setup.hard if adaptive else None)
     trace = search(name, setup, objective, target, rng, generator, step)
     return Finished(trace.found(), objective.queries, vector)
 

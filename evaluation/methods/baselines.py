@@ -1,4 +1,4 @@
-"""A list of forbidden words: what most services have had first."""
+"""The baselines of all baselines: the prompt as it is, and a list of forbidden words, what most services began with."""
 
 import re
 from collections import Counter
@@ -6,20 +6,40 @@ from collections import Counter
 import torch
 from torch import Tensor
 
-from ..base import FALSE_ALARMS, Batch, Development, Treated
-from .common import bare
-from .substitution import EmptyPrompt
+from ..types import FALSE_POSITIVES, Batch, Development, Treated, untouched
+from .common import EmptyPrompt
 
 WORD = re.compile(r"\w+(?:[-']\w+)*")
 RARE = 2
 """Times that a single word must stand in target phrases to be listed by itself."""
 
 
+class NoMethod:
+    """Changes nothing, detects nothing."""
+
+    name = "none"
+    title = "No method"
+    source = "-"
+
+    def fit(self, development: Development) -> None:
+        """Nothing to tune."""
+
+    def score(self, batch: Batch) -> Tensor | None:
+        """No score."""
+
+    def token_scores(self, batch: Batch) -> Tensor | None:
+        """No score."""
+
+    def apply(self, batch: Batch, strength: float = 1.0) -> Treated:
+        """The batch's own tensors."""
+        return untouched(batch)
+
+
 class WordList:
     """Target phrases, and words that stand in target phrases and in no harmless text, looked for letter by letter.
 
     A prompt that holds one of them is replaced by the empty prompt. An entry that touches calibration prompts is
-    struck off, the worst first, until at most FALSE_ALARMS of them are touched.
+    struck off, the worst first, until at most FALSE_POSITIVES of them are touched.
     """
 
     name = "word_list"
@@ -36,11 +56,11 @@ class WordList:
         self.entries = {entry for entry in phrases if len(entry) > 1 or entry[0] not in harmless} | single
         self.longest = max(map(len, self.entries), default=1)
         hits = [{entry for entry, _ in self._found(text)} for text in d.calibration]
-        while sum(map(bool, hits)) > int(FALSE_ALARMS * len(hits)):
+        while sum(map(bool, hits)) > int(FALSE_POSITIVES * len(hits)):
             worst = Counter(entry for own in hits for entry in own).most_common(1)[0][0]
             self.entries.discard(worst)
             hits = [own - {worst} for own in hits]
-        self.empty = EmptyPrompt(bare(d.encoder))
+        self.empty = EmptyPrompt(d.encoder)
 
     def score(self, batch: Batch) -> Tensor:
         """Entries found in the prompt."""
@@ -51,11 +71,11 @@ class WordList:
         scores = torch.zeros(batch.encoding.mask.shape)
         for b, text in enumerate(batch.prompts):
             spans = [span for _, span in self._found(text)]
-            for row, (token, (start, end)) in enumerate(
+            for place, (token, (start, end)) in enumerate(
                 zip(batch.encoding.tokens[b], batch.encoding.offsets[b], strict=True)
             ):
                 if token and any(start < last and end > first for first, last in spans):
-                    scores[b, row] = 1.0
+                    scores[b, place] = 1.0
         return scores
 
     @torch.no_grad()

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from evaluation.prompt_sets import PromptSet, load_sets, load_table
+from evaluation.data import column_of, load_sets, load_table, read_table
+from evaluation.types import PromptSet
 from sanitizer.errors import SanitizerError
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "prompt_sets"
@@ -69,6 +70,19 @@ def test_lines_json_lines_and_optimised_prompts(tmp_path):
     assert found["listed-violence"].prompts == ["seventh"]
 
 
+def test_a_table_holds_text_only_and_other_separators_end_no_line(tmp_path):
+    path = tmp_path / "x.csv"
+    path.write_bytes('\ufeffprompt, id\r\n one\u2028two ,007\r\n\r\nNA,\r\n"a\nb",1\r\nlast'.encode())
+    table = read_table(path)
+    assert column_of(path, table, "prompt") == ["one\u2028two", "NA", "a\nb", "last"]
+    assert column_of(path, table, ["nothing", "id"]) == ["007", "", "1", ""]
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"prompt": 2024, "id": null}\n"2024-01-01"\n')
+    assert column_of(path, read_table(path), "prompt") == ["2024", "2024-01-01"]
+    with pytest.raises(SanitizerError, match="row 2: expected a column 'id'"):
+        column_of(path, read_table(path), "id")
+
+
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
@@ -77,9 +91,11 @@ def test_lines_json_lines_and_optimised_prompts(tmp_path):
             "text,id\na,1\n",
             r"coco_captions\.csv: expected a column 'prompt' or 'caption', found text",
         ),
+        ("coco_captions.csv", "prompt\na dog, a fox\nan ox\n", r"coco_captions\.csv: no valid table"),
+        ("coco_captions.csv", "prompt,id\nan ox,1\na dog, a fox, 2\n", r"coco_captions\.csv: no valid table"),
         ("coco_captions.csv", "prompt\n", r"coco_captions\.csv: an empty set"),
         ("coco_captions.csv", "prompt\n \n", r"coco_captions\.csv: an empty set"),
-        ("coco_captions.csv", 'prompt\n"a\n', r"coco_captions\.csv, line \d+: no valid row"),
+        ("coco_captions.csv", 'prompt\n"a\n', r"coco_captions\.csv: no valid table"),
         ("i2p.csv", "prompt\na\n", r"i2p\.csv: expected a column 'categories'"),
         ("Nudity_prompt.csv", "nudity,people,clothes,location\na,b,c,d\n", "NoNudity_prompt.csv, are missing"),
         ("Violence_30.csv", "prompt\na\n", "expected a column 'prompt1'"),

@@ -1,0 +1,1 @@
+"""What the sanitizer costs: `python -m benchmarks cost|memory|training`."""

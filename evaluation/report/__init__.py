@@ -1,1 +1,0 @@
-"""Figures -> Markdown, JSON and one HTML page with its pictures inside."""
