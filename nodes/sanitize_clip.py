@@ -54,7 +54,7 @@ class SanitizedTextModel:
         """(cond, pooled, extras) as the text model gives them, sanitized, with the tokens of the rows in extras."""
         out = self.unsanitized.encode_token_weights(token_weight_pairs)
         entry = [out[0], {"pooled_output": out[1], **(out[2] if len(out) > 2 else {})}]
-        done = self._re_encoded(token_weight_pairs, entry) if self._re_encode else None
+        done = self._re_encoded(token_weight_pairs, entry)
         if done is None:
             [(cond, extras)], summary = self._sanitizer.sanitize_all([entry], self._strength, self._threshold)
             tokens = row_tokens(self._clip, token_weight_pairs, cond.shape[1])
@@ -68,7 +68,9 @@ class SanitizedTextModel:
         return cond, pooled, extras
 
     def _re_encoded(self, tokens: dict, entry: list) -> tuple[Tensor, dict, list[str]] | None:
-        """None where the prompt's text, or the place of all of it, is not known."""
+        """None in mode rewrite, and where the prompt's text, or the place of all of it, is not known."""
+        if self._re_encode is None:
+            return None
         found = parts(entry)
         if [part.keys[0] for part in found] != ["cond"]:
             return None

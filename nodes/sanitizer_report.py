@@ -9,11 +9,10 @@ from ..sanitizer.audit import LEAST_BUDGET, audit
 from ..sanitizer.errors import SanitizerError
 from ..sanitizer.prompts.concepts import available, load_concepts
 from ..sanitizer.prompts.templates import load_templates
-from ..sanitizer.render.audit import draw
+from ..sanitizer.render.audit import render_audit
 from .adapter.clip import ComfyTextEncoder
 from .adapter.handle import LoadedSanitizer, SanitizerSocket
-from .adapter.pictures import as_image
-from .adapter.ui import CATEGORY, Progress, readable, ui
+from .adapter.ui import CATEGORY, Progress, as_image, readable, ui
 
 
 class SanitizerReport(io.ComfyNode):
@@ -57,13 +56,14 @@ class SanitizerReport(io.ComfyNode):
             )
         progress = Progress(cls.hidden.unique_id)
         encoder, concepts = ComfyTextEncoder(clip), load_concepts(names)
-        found = audit(
-            encoder, _Ready(sanitizer), concepts, load_templates(), budget, seed, progress, sanitizer.concepts
-        )
+        ready: Any = _Ready(sanitizer)
+        found = audit(encoder, ready, concepts, load_templates(), budget, seed, progress, sanitizer.concepts)
         text = f"{sanitizer.path.name} on {encoder.name}: hits of tries, on prompts that training did not see."
         message = {"kind": "report", "text": text, "report": found.to_text()}
         report = {"sanitizer": sanitizer.path.name} | found.to_dict()
-        return io.NodeOutput(as_image(draw(found)), json.dumps(report, ensure_ascii=False, indent=1), ui=ui(message))
+        return io.NodeOutput(
+            as_image(render_audit(found)), json.dumps(report, ensure_ascii=False, indent=1), ui=ui(message)
+        )
 
 
 class _Ready:

@@ -6,15 +6,15 @@ import torch
 from comfy_api.latest import io
 
 from ..sanitizer.errors import SanitizerError
-from ..sanitizer.model.sanitizer import THRESHOLD, Sanitized
+from ..sanitizer.model.config import THRESHOLD
+from ..sanitizer.model.sanitizer import Sanitized
 from ..sanitizer.render.colours import scale
 from ..sanitizer.render.image import render_image
 from ..sanitizer.text.words import words
 from .adapter.conditioning import RECORD, Part, parts
 from .adapter.handle import LoadedSanitizer, SanitizerSocket
-from .adapter.pictures import as_image
 from .adapter.tokens import has_text, rebuild, row_tokens, spans, without_weights
-from .adapter.ui import CATEGORY, readable, ui
+from .adapter.ui import CATEGORY, as_image, readable, ui
 
 SHOWN = 8
 """Prompts of a conditioning with many entries that are shown; all of them are scored."""
@@ -147,7 +147,7 @@ class _Prompt:
 def _words(entry: list, part: Part, clip, text: str | None) -> tuple[str, list[str], list[tuple[int, int]]]:
     """Text, token of each row and its span in the text; where no words are known, the rows' numbers stand for them."""
     rows = part.embeddings.shape[1]
-    if clip is not None:
+    if clip is not None and text is not None:
         tokens = row_tokens(clip, clip.tokenize(text), rows)
         if has_text(tokens):
             text = without_weights(text)

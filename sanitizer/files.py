@@ -1,7 +1,7 @@
 """Where the data lies, and files that are written whole or not at all."""
 
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,27 +25,49 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     Until then the data lie in a temporary file beside it. Pipes and devices, such as /dev/stdout, are written directly.
     Raises SanitizerError where it cannot be written.
     """
-    temporary = None
-    try:
+    with _refusing(path):
         if path.exists() and not path.is_file():
             with path.open("wb") as file:
                 yield file
-            return
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:50]}.", suffix=".tmp")
-        temporary = Path(name)
-        with os.fdopen(handle, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp makes a file for its owner only; a new file has the usual rights, an old one keeps its own.
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~umask)
-        temporary.replace(path)
+        else:
+            with whole_path(path) as temporary, temporary.open("wb") as file:
+                yield file
+
+
+@contextmanager
+def whole_path(path: Path) -> Iterator[Path]:
+    """As :func:`whole_file`, for a writer that wants a name: the temporary file's, which it may also replace.
+
+    A new file has the rights that the system gives new files, one that is there keeps its own. Raises SanitizerError
+    also for pipes and devices.
+    """
+    temporary = None
+    try:
+        with _refusing(path):
+            if path.exists() and not path.is_file():
+                raise SanitizerError(f"{path}: cannot be written (no regular file).")
+            candidate = path.with_name(f".{path.name[:50]}.{secrets.token_hex(6)}.tmp")
+            with candidate.open("xb"):
+                temporary = candidate
+            mode = (path if path.exists() else temporary).stat().st_mode & 0o777
+            # At once: the data are not for more people than the file was. Ours to write until they are whole.
+            temporary.chmod(mode | 0o600)
+            yield temporary
+            with temporary.open("r+b") as file:
+                os.fsync(file.fileno())
+            temporary.chmod(mode)
+            temporary.replace(path)
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _refusing(path: Path) -> Iterator[None]:
+    """What the system says against it becomes a SanitizerError; that nobody reads a pipe any more is no refusal."""
+    try:
+        yield
     except BrokenPipeError:
         raise
     except OSError as error:
         raise SanitizerError(f"{path}: cannot be written ({error.strerror or error}).") from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)

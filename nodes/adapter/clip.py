@@ -5,6 +5,7 @@ Shapes: N prompts, L token embeddings, D channels, P pooled channels.
 
 from collections.abc import Iterator, Sequence
 from itertools import permutations
+from typing import Any
 
 import comfy.model_management
 import torch
@@ -73,7 +74,7 @@ class ComfyTextEncoder:
         return Encoding.cat(parts_of)
 
     def _encode_all(self, tokens: list[dict]) -> list[Part]:
-        result: list[Part | None] = [None] * len(tokens)
+        found: dict[int, Part] = {}
         groups: dict[tuple, list[int]] = {}
         for index, own in enumerate(tokens):
             groups.setdefault(_shape(own), []).append(index)
@@ -81,15 +82,14 @@ class ComfyTextEncoder:
             if shape == () or len(members) == 1 or not self._can_batch():
                 for index in members:
                     comfy.model_management.throw_exception_if_processing_interrupted()
-                    result[index] = self._encode_one(tokens[index])
+                    found[index] = self._encode_one(tokens[index])
                 continue
             size = max(1, TOKENS_PER_CALL // max(length for _, length in shape))
             for first in range(0, len(members), size):
                 comfy.model_management.throw_exception_if_processing_interrupted()
                 some = members[first : first + size]
-                for index, part in zip(some, self._encode_batch([tokens[i] for i in some]), strict=True):
-                    result[index] = part
-        return result
+                found.update(zip(some, self._encode_batch([tokens[i] for i in some]), strict=True))
+        return [found[index] for index in range(len(tokens))]
 
     def _encode_one(self, tokens: dict) -> Part:
         out = self.clip.encode_from_tokens(tokens, return_pooled=True, return_dict=True)
@@ -148,7 +148,7 @@ class ComfyTextEncoder:
 class _PooledVectors:
     """Records the pooled vectors of every chunk; ComfyUI hands on the first chunk's only."""
 
-    def __init__(self, model) -> None:
+    def __init__(self, model: torch.nn.Module) -> None:
         self.encoders = [module for module in model.modules() if isinstance(module, ClipTokenWeightEncoder)]
         self.found: list[Tensor] = []
         self.hooks: list = []
@@ -187,8 +187,8 @@ def _shape(tokens: dict) -> tuple:
 
 
 def _alike(a: Part, b: Part) -> bool:
-    same_mask = (a.mask is None) == (b.mask is None) and (a.mask is None or torch.equal(a.mask, b.mask))
-    same_pooled = (a.pooled is None) == (b.pooled is None) and (a.pooled is None or _near(a.pooled, b.pooled))
+    same_mask = a.mask is b.mask if a.mask is None or b.mask is None else torch.equal(a.mask, b.mask)
+    same_pooled = a.pooled is b.pooled if a.pooled is None or b.pooled is None else _near(a.pooled, b.pooled)
     return same_mask and same_pooled and _near(a.embeddings, b.embeddings)
 
 
@@ -204,7 +204,8 @@ def _layers(model, layer_idx) -> str:
     chosen = []
     for name, module in model.named_modules():
         if isinstance(module, ClipTokenWeightEncoder) and hasattr(module, "layer"):
-            layer = module.layer_idx if module.layer == "hidden" else module.layer
+            inner: Any = module
+            layer = inner.layer_idx if inner.layer == "hidden" else inner.layer
             # The last hidden layer with the final norm is the last layer.
             last = layer == -1 and getattr(module, "layer_norm_hidden_state", False)
             chosen.append(f"{name} layer {'last' if last else layer}")

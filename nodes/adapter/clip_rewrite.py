@@ -150,7 +150,8 @@ def replacements_of(sanitizer: LoadedSanitizer) -> Replacements:
     own = _REPLACEMENTS.setdefault(model, {})
     if sanitizer.concepts not in own:
         # A proxy: what is kept for the sanitizer must not keep the sanitizer.
-        own[sanitizer.concepts] = Replacements.known(None, proxy(model), sanitizer.concepts)
+        weak: Any = proxy(model)
+        own[sanitizer.concepts] = Replacements.known(None, weak, sanitizer.concepts)
     return own[sanitizer.concepts]
 
 
@@ -178,7 +179,8 @@ class PromptReEncoder:
         encoder = _RunningEncoder(self._clip, self._model, self._batches, prompt)
         model, replacements = self._sanitizer.model, self._replacements
         reading = deobfuscated(encoder, model, _deobfuscator(), [prompt.text], encoding)
-        replacements.encoder = _RunningEncoder(self._clip, self._model, self._batches)
+        plain = _RunningEncoder(self._clip, self._model, self._batches)
+        replacements.encoder = plain
         replacements.progress = Progress(None)
         try:
             out = ReEncoder(encoder, model, replacements).sanitize(
@@ -186,7 +188,7 @@ class PromptReEncoder:
                 strength=strength, threshold=threshold, concepts=self._sanitizer.concepts, reading=reading,
             )  # fmt: skip
         finally:
-            self._batches = replacements.encoder.batches if encoder.batches is None else encoder.batches
+            self._batches = plain.batches if encoder.batches is None else encoder.batches
             # What is kept for other nodes must not keep this CLIP.
             replacements.encoder, replacements.progress = None, _quiet
         if out.embeddings is embeddings:

@@ -27,8 +27,8 @@ LONGEST_SECONDS = 600
 """… then so long at most."""
 CHECKED = 1 / 5 + 1 / 8
 """Prompts that `fit` encodes for calibration and report beside each training prompt, at most."""
-NORMALISED = 128
-"""Prompts that it encodes twice, for the statistics of the rows."""
+MEASURED = 128
+"""Prompts that it encodes twice, for the statistics of the embeddings."""
 FEWEST = 512
 """Training prompts below which a sanitizer is not worth having, however slow the encoder."""
 TRIALS = (2, 8, 32, 64)
@@ -69,11 +69,11 @@ def choose_examples(encoder: ComfyTextEncoder, concepts: Sequence[Concept]) -> P
     full = full_size(concepts)
 
     def affordable(budget: float) -> int:
-        return int((budget / max(seconds, 1e-6) - NORMALISED) / (1 + CHECKED))
+        return int((budget / max(seconds, 1e-6) - MEASURED) / (1 + CHECKED))
 
     count = max(affordable(ENCODE_SECONDS), min(ENOUGH, affordable(LONGEST_SECONDS)))
     count = max(FEWEST, min(full, count))
-    return Plan(count, full, (count * (1 + CHECKED) + NORMALISED) * seconds / 60)
+    return Plan(count, full, (count * (1 + CHECKED) + MEASURED) * seconds / 60)
 
 
 def settings_hash(encoder: ComfyTextEncoder, concepts: Sequence[Concept], *settings: object) -> str:

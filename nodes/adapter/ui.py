@@ -1,14 +1,19 @@
-"""What the nodes say of themselves, and the inputs that several of them share."""
+"""What the nodes say and show of themselves, and the inputs that several of them share."""
 
 import time
+from typing import TYPE_CHECKING
 
 import comfy.model_management
+import torch
 from comfy.utils import ProgressBar
 from comfy_api.latest import io
 from server import PromptServer
 
 from ...sanitizer.training.report import Report
 from .conditioning import Summary
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 CATEGORY = "embedding sanitizer"
 UI_KEY = "embedding_sanitizer"
@@ -62,7 +67,11 @@ def status_line(summary: Summary, strength: float, threshold: float) -> dict:
 def table(report: Report) -> dict:
     """The held-out figures as the front end shows them: columns, rows, notes. Narrower than the report's own text."""
     rows = [
-        [readable(c.name), str(c.phrases), *map(_percent, (c.caught, c.flagged, c.probe_before, c.probe_after))]
+        [
+            readable(c.name),
+            str(c.phrases),
+            *map(_percent, (c.true_positive_rate, c.flagged, c.probe_before, c.probe_after)),
+        ]
         for c in report.concepts
         if c.phrases
     ]
@@ -82,6 +91,12 @@ def table(report: Report) -> dict:
 
 def _percent(share: float | None) -> str:
     return "–" if share is None else f"{100 * share:.0f} %"
+
+
+def as_image(picture: "Image") -> torch.Tensor:
+    """A picture of the core's as ComfyUI's IMAGE: (1, H, W, 3) float32 in [0, 1]."""
+    pixels = torch.frombuffer(bytearray(picture.convert("RGB").tobytes()), dtype=torch.uint8)
+    return (pixels.reshape(1, picture.height, picture.width, 3).float() / 255).clone()
 
 
 class Progress:

@@ -20,8 +20,8 @@ from ..prompts.concepts import Concept, Pair
 from ..prompts.generator import PromptGenerator
 from ..prompts.obfuscation import OBFUSCATIONS
 from ..prompts.templates import Templates, insert
-from ..training.probes import Probe, area_under_curve, caught_at
-from ..training.report import FALSE_ALARMS, Measured, measure_prompts
+from ..training.probes import Probe, area_under_curve, true_positive_rate
+from ..training.report import FALSE_POSITIVE_RATE, Measured, measure_prompts
 from .paraphrases import paraphrases
 from .results import AttackPoint, Audit, ConceptAudit, Count
 from .space import Objective
@@ -100,15 +100,15 @@ def _concept(bench: _Bench, concept: Concept, templates: Templates, harmless: Me
     generator = PromptGenerator([concept], templates, seed, split="held_out")
     units = [generator.unit(concept, pair) for pair in pairs[: max(4, int(HELD_OUT * budget / 2))]]
     unsafe = bench.measure(f"{name}: held-out phrases", [prompt.text for prompt, _ in units])
-    twins = bench.measure(f"{name}: safe twins", [safe for _, safe in units])
-    negatives = torch.cat([harmless.scores[:, place], twins.scores[:, place]])
+    safe = bench.measure(f"{name}: safe twins", [safe for _, safe in units])
+    negatives = torch.cat([harmless.scores[:, place], safe.scores[:, place]])
     found = probe(unsafe.raw) > 0
     return ConceptAudit(
         concept.name,
         auroc=area_under_curve(unsafe.scores[:, place], negatives),
-        caught=caught_at(unsafe.scores[:, place], negatives, FALSE_ALARMS),
+        true_positive_rate=true_positive_rate(unsafe.scores[:, place], negatives, FALSE_POSITIVE_RATE),
         flagged=_hits(unsafe.fired[:, place]),
-        twins_untouched=_hits(~twins.fired[:, place]),
+        counterfactuals_untouched=_hits(~safe.fired[:, place]),
         found_raw=_hits(found),
         found_sanitized=_hits(probe(unsafe.sanitized) > 0),
         obfuscated=_obfuscated(bench, generator, concept, pairs, budget, place, seed),
@@ -117,7 +117,7 @@ def _concept(bench: _Bench, concept: Concept, templates: Templates, harmless: Me
 
 
 def _probe(bench: _Bench, concept: Concept, templates: Templates, budget: int, seed: int) -> Probe:
-    """Independent of the sanitizer: trained on raw embeddings, with safe twins and harmless prompts as negatives."""
+    """Independent of the sanitizer: trained on raw embeddings; counterfactuals and harmless prompts are negatives."""
     generator = PromptGenerator([concept], templates, seed)
     pairs = [pair for pair in concept.pairs if not pair.held_out]
     count = max(8, int(PROBE * budget / 3))

@@ -34,13 +34,13 @@ class ConceptAudit:
 
     name: str
     auroc: float | None
-    """Of the prompt score: held-out prompts against harmless ones and their own safe twins."""
-    caught: float | None
-    """Share of held-out prompts caught at 1 % false alarms among the same."""
+    """Of the prompt score: held-out prompts against harmless ones and their own counterfactuals."""
+    true_positive_rate: float | None
+    """Share of held-out prompts found at 1 % false positives among the same."""
     flagged: Count
     """Held-out prompts that reach the threshold."""
-    twins_untouched: Count
-    """Their safe twins that do not."""
+    counterfactuals_untouched: Count
+    """Their counterfactuals that do not."""
     found_raw: Count
     """Held-out prompts in which an independent probe finds the concept."""
     found_sanitized: Count
@@ -81,9 +81,9 @@ class Audit:
                 {
                     "name": c.name,
                     "auroc": c.auroc,
-                    "caught_at_1_percent": c.caught,
+                    "caught_at_1_percent": c.true_positive_rate,
                     "flagged": _count(c.flagged),
-                    "twins_untouched": _count(c.twins_untouched),
+                    "twins_untouched": _count(c.counterfactuals_untouched),
                     "probe_raw": _count(c.found_raw),
                     "probe_sanitized": _count(c.found_sanitized),
                     "obfuscated_flagged": {kind: _count(count) for kind, count in c.obfuscated.items()},
@@ -106,7 +106,7 @@ class Audit:
             auroc = "-" if c.auroc is None else f"{c.auroc:.3f}"
             raw, sanitized = (c.attack[-1].raw, c.attack[-1].sanitized) if c.attack else ("-", "-")
             lines.append(
-                f"{c.name:18}{auroc:>7}{c.flagged!s:>10}{c.twins_untouched!s:>12}{c.obfuscated_flagged!s:>12}"
+                f"{c.name:18}{auroc:>7}{c.flagged!s:>10}{c.counterfactuals_untouched!s:>12}{c.obfuscated_flagged!s:>12}"
                 f"{c.found_raw!s:>11}{c.found_sanitized!s:>11}{raw!s:>12}{sanitized!s:>11}"
             )
         lines.append(f"bit-identical: {self.harmless_identical} harmless prompts. Encoder: {self.encoder}.")

@@ -1,1 +1,1 @@
-"""The command line, `python -m sanitizer`. One file per command; nothing heavy is imported before a command runs."""
+"""The command line, `python -m sanitizer`: app.py says what can be written on it, one file a command does the work."""

@@ -1,9 +1,8 @@
 """`demo`: a dozen prompts through the embedded encoder, seen in the terminal, in a picture and in a table."""
 
-import argparse
-import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -12,11 +11,10 @@ from torch.nn import functional as F
 from ..errors import SanitizerError
 from ..files import whole_file
 from ..render.image import render_image
-from ..render.terminal import render_legend, render_terminal
-from . import terminal
+from ..render.terminal import printable, render_legend, render_terminal
+from .io import check_output, colour_depth
 from .pipeline import Result, default_re_encoder, default_reader, load_pair, process
 from .score import verdict
-from .writers import check_output
 
 PICTURE = "heatmap.png"
 TITLE = "Embedding Sanitizer: which word is at fault"
@@ -62,22 +60,24 @@ Re-encoded: with other words for those at fault, as sanitize --mode re-encode do
 """
 
 
-def run(arguments: argparse.Namespace) -> None:
+def run(encoder_name: str, sanitizer_name: str, folder: Path, readings: bool) -> None:
+    """Print the prompts and the table, and put the picture into the folder."""
     began = time.monotonic()
     try:
-        arguments.output.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise SanitizerError(f"{arguments.output}: no folder to write to ({error.strerror or error}).") from error
-    target = check_output(arguments.output / PICTURE, ".png")
-    encoder, sanitizer, path = load_pair(arguments.encoder, arguments.sanitizer)
-    reader = default_reader(arguments.readings)
+        raise SanitizerError(f"{folder}: no folder to write to ({error.strerror or error}).") from error
+    target = check_output(folder / PICTURE, ".png")
+    encoder, sanitizer, path = load_pair(encoder_name, sanitizer_name)
+    reader = default_reader(readings)
     results = list(process(encoder, sanitizer, [shown.prompt for shown in PROMPTS], strength=1.0, reader=reader))
     unsafe = [place for place, shown in enumerate(PROMPTS) if shown.counterpart]
     counterparts = list(process(encoder, sanitizer, [PROMPTS[place].counterpart for place in unsafe]))
     again = re_encoded(encoder, sanitizer, [PROMPTS[place].prompt for place in unsafe], reader)
 
-    depth = terminal.colour_depth(sys.stdout)
-    print(f"Encoder {encoder.name}: {encoder.fingerprint}. Sanitizer {path.name}: {', '.join(sanitizer.erasable)}.\n")
+    depth = colour_depth()
+    names = ", ".join(sanitizer.erasable)
+    print(printable(f"Encoder {encoder.name}: {encoder.fingerprint}. Sanitizer {path.name}: {names}.") + "\n")
     print(render_legend(depth))
     print_prompts(results, sanitizer.erasable, depth)
     print_identity(results)
@@ -85,7 +85,7 @@ def run(arguments: argparse.Namespace) -> None:
     print(CAPTION)
     print(table(sanitizer, [results[place] for place in unsafe], again, counterparts))
     save_picture(results, sanitizer.erasable, target)
-    print(f"\nWrote {target}. {time.monotonic() - began:.1f} s in all.")
+    print("\n" + printable(f"Wrote {target}. {time.monotonic() - began:.1f} s in all."))
 
 
 def print_prompts(results: Sequence[Result], erasable: tuple[str, ...], depth: int) -> None:

@@ -17,8 +17,7 @@ from ..text.deobfuscate import Deobfuscator, deobfuscated
 from ..text.replacements import Replacements
 from ..text.rewrite import ReEncoder
 from ..text.words import Word, words
-from .readers import batches
-from .train import Bars
+from .io import Bars, batches, program
 
 SPAN, SPAN_CHARACTERS = 256, 100_000
 """Prompts (and characters) that are held at once and encoded in order of length, which saves padding."""
@@ -80,7 +79,7 @@ def load_pair(
         places = ", ".join(str(folder) for folder in folders)
         raise SanitizerError(
             f"No sanitizer for the encoder {encoder_name}, {encoder.fingerprint}, in {places}. Train one: "
-            f"python -m sanitizer train --encoder {encoder_name} --concepts all --output NAME.safetensors, "
+            f"{program()} train --encoder {encoder_name} --concepts all --output NAME.safetensors, "
             "and give it with --sanitizer NAME.safetensors or put it into that folder."
         )
     sanitizer = artifact.load(path, device=device)
@@ -156,14 +155,8 @@ def default_re_encoder(
     """
     if not wanted:
         return None
-    bars = Bars()
-
-    def progress(stage: str, done: int, total: int, values: dict[str, float]) -> None:
-        bars(stage, done, total, values)
-        if done == total:
-            bars.close()
-
-    return ReEncoder(encoder, sanitizer, Replacements.known(encoder, sanitizer, concepts, progress=progress))
+    with Bars() as bars:
+        return ReEncoder(encoder, sanitizer, Replacements.known(encoder, sanitizer, concepts, progress=bars))
 
 
 def _batch(encoder, sanitizer, prompts, strength, threshold, concepts, reader, re_encoder) -> Iterator[Result]:
@@ -182,7 +175,7 @@ def _batch(encoder, sanitizer, prompts, strength, threshold, concepts, reader, r
     pooled, pooled_out = (None if v is None else v.cpu() for v in (encoding.pooled, out.pooled))
     for b, read in reading.words.items():
         # Where the reading is what fired, its words are at fault.
-        if (out.fired[b] & (reading.scores[b] >= out.scores.prompt[b])).any():
+        if reading.scores is not None and (out.fired[b] & (reading.scores[b] >= out.scores.prompt[b])).any():
             token_scores[b] = raised(prompts[b], encoding.tokens[b], encoding.offsets[b], token_scores[b], read)
     flagged, fired = out.flagged.tolist(), out.fired.tolist()
     for b, prompt in enumerate(prompts):

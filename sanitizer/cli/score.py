@@ -1,68 +1,56 @@
 """`score`: coloured words on a terminal, JSON lines everywhere else."""
 
-import argparse
 import json
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from ..errors import SanitizerError
 from ..files import whole_file
 from ..render.terminal import culprit, paint, printable, render_legend, render_terminal
-from . import terminal
-from .readers import given_prompts, read_prompts
-from .writers import check_output
+from .io import check_output, colour_depth, counted, given_prompts, is_terminal, note, read_prompts
+from .pipeline import Result, default_reader, load_pair, process
 
 DIGITS = 6
 
 
-def run(arguments: argparse.Namespace) -> None:
-    prompts = _prompts(arguments)
-    to_file = arguments.output not in (None, "-")
-    target = check_output(Path(arguments.output), source=arguments.input) if to_file else None
-
-    from .pipeline import default_reader, load_pair, process
-
-    encoder, sanitizer, path = load_pair(arguments.encoder, arguments.sanitizer, arguments.device)
-    results = process(encoder, sanitizer, counted(prompts), reader=default_reader(arguments.readings))
-    if target is not None:
+def run(
+    prompts: Sequence[str],
+    source: str | None,
+    column: str,
+    form: str | None,
+    output: str | None,
+    encoder_name: str,
+    sanitizer_name: str,
+    readings: bool,
+    device: str,
+) -> None:
+    """Score the prompts given, or those of the source where there are none, which is standard input for None."""
+    texts = given_prompts(prompts) if prompts else read_prompts(source or "-", column, form)
+    target = check_output(Path(output), source=source) if output not in (None, "-") else None
+    encoder, sanitizer, path = load_pair(encoder_name, sanitizer_name, device)
+    # A bar in the midst of printed results would tear them apart.
+    with counted(texts, shown=target is not None or not is_terminal(sys.stdout)) as texts:
+        results = process(encoder, sanitizer, texts, reader=default_reader(readings))
+        if target is None:
+            print_results(results, sanitizer.erasable, colours=output is None)
+            return
         began = time.monotonic()
         with whole_file(target) as file:
             total, flagged = write_lines(results, file)
-        seconds = time.monotonic() - began
-        terminal.note(f"{arguments.output}: {total} prompts, {flagged} flagged, by {path.name}, {seconds:.1f} s.")
-    elif arguments.output is None and terminal.is_terminal(sys.stdout):
-        show(results, sanitizer.erasable, terminal.colour_depth())
-    else:
-        for result in results:
-            sys.stdout.write(line(result) + "\n")
+    note(f"{output}: {total} prompts, {flagged} flagged, by {path.name}, {time.monotonic() - began:.1f} s.")
 
 
-def _prompts(arguments: argparse.Namespace) -> Iterator[str]:
-    if arguments.prompts and arguments.input:
-        arguments.usage_error("give prompts or --input, not both")
-    if arguments.prompts:
-        return given_prompts(arguments.prompts)
-    if not arguments.input and terminal.is_terminal(sys.stdin):
-        arguments.usage_error("no prompts: give some, or --input FILE, or pipe them in")
-    return read_prompts(arguments.input or "-", arguments.column, arguments.format)
+def print_results(results: Iterable[Result], erasable: tuple[str, ...], colours: bool) -> None:
+    """Coloured words where they are wanted and standard output is a terminal, else JSON lines."""
+    if colours and is_terminal(sys.stdout):
+        show(results, erasable, colour_depth())
+        return
+    for result in results:
+        sys.stdout.write(line(result) + "\n")
 
 
-def counted(prompts: Iterable[str]) -> Iterator[str]:
-    """The prompts, with a bar on a terminal. Raises SanitizerError at the end if there was none."""
-    count = 0
-    # A bar in the midst of printed results would tear them apart.
-    with terminal.progress(quiet=terminal.is_terminal(sys.stdout), unit=" prompts") as bar:
-        for prompt in prompts:
-            yield prompt
-            count += 1
-            bar.update()
-    if not count:
-        raise SanitizerError("No prompts: the input is empty. Expected at least one.")
-
-
-def write_lines(results: Iterable, file) -> tuple[int, int]:
+def write_lines(results: Iterable[Result], file) -> tuple[int, int]:
     """JSON lines into a binary file; the number of prompts, and of flagged ones."""
     total = flagged = 0
     for result in results:
@@ -72,7 +60,7 @@ def write_lines(results: Iterable, file) -> tuple[int, int]:
     return total, flagged
 
 
-def line(result) -> str:
+def line(result: Result) -> str:
     """One result as JSON on one line. Tokens are those that stand for text, in the order of the rows."""
     names = result.concepts
     tokens = [
@@ -93,7 +81,7 @@ def _by_name(names: Iterable[str], scores: Iterable[float]) -> dict[str, float]:
     return {name: round(score, DIGITS) for name, score in zip(names, scores, strict=True)}
 
 
-def show(results: Iterable, erasable: tuple[str, ...], depth: int) -> None:
+def show(results: Iterable[Result], erasable: tuple[str, ...], depth: int) -> None:
     """Print every prompt with its words coloured, and what was found in it."""
     print(render_legend(depth) + "\n")
     for result in results:
@@ -101,7 +89,7 @@ def show(results: Iterable, erasable: tuple[str, ...], depth: int) -> None:
         print(f"    {verdict(result, erasable, depth)}\n", flush=True)
 
 
-def verdict(result, erasable: tuple[str, ...], depth: int) -> str:
+def verdict(result: Result, erasable: tuple[str, ...], depth: int) -> str:
     """`flagged: nudity 0.97 (most in "nude")`, or the highest score of a harmless prompt."""
     scores = result.scores()
     if result.fired:
@@ -111,7 +99,7 @@ def verdict(result, erasable: tuple[str, ...], depth: int) -> str:
             word = culprit(words, name)
             found.append(label + (f' (most in "{word}")' if word else ""))
         return f"flagged: {', '.join(found)}"
-    name = max(erasable, key=scores.get)
+    name = max(erasable, key=lambda one: scores[one])
     return f"harmless (highest: {_readable(name)} {scores[name]:.2f})"
 
 

@@ -30,15 +30,15 @@ def align(target: Sequence[str], anchor: Sequence[str]) -> tuple[list[int], list
         if text:
             _align_text(target, anchor, (first, last), (anchor_first, anchor_last), places, differs)
             continue
-        for row in range(first, last):
+        for at in range(first, last):
             # The end token aligns with the end token, padding with padding in the same place.
-            place = anchor_first if row == first else max(row, anchor_first + 1)
-            places[row] = place if place < anchor_last else -1
+            place = anchor_first if at == first else max(at, anchor_first + 1)
+            places[at] = place if place < anchor_last else -1
     return places, differs
 
 
 def _runs(tokens: Sequence[str]) -> list[tuple[bool, int, int]]:
-    """Runs of rows with and without text: (has text, first, past last)."""
+    """Runs of places with and without text: (has text, first, past last)."""
     runs, at = [], 0
     for text, group in groupby(tokens, key=bool):
         length = len(list(group))
@@ -56,8 +56,8 @@ def _align_text(target, anchor, span, anchor_span, places: list[int], differs: l
                 places[first + i] = anchor_first + j1 + i - i1
                 continue
             differs[first + i] = True
-            # Where lengths differ, the rows share the anchor's rows evenly; where nothing stands in the anchor prompt,
-            # it is its next row, else its last.
+            # Where lengths differ, they share the anchor's places evenly; where nothing stands in the anchor prompt, it
+            # is its next place, else its last.
             shared = j1 + (i - i1) * (j2 - j1) // (i2 - i1)
             places[first + i] = anchor_first + min(shared, anchor_last - anchor_first - 1)
 
@@ -75,7 +75,7 @@ def lerp(before: Encoding, after: Encoding, strength: float) -> Encoding:
         partner = _partners(base, other)
         embeddings = (embeddings.float() + share * (partner - embeddings.float())).to(embeddings.dtype)
     pooled = base.pooled
-    if pooled is not None and share:
+    if pooled is not None and other.pooled is not None and share:
         step = other.pooled.to(pooled.device, torch.float32) - pooled.float()
         pooled = (pooled.float() + share * step).to(pooled.dtype)
     return replace(base, embeddings=embeddings, pooled=pooled)

@@ -96,6 +96,7 @@ class Encoding:
         count = sum(len(part.tokens) for part in parts)
         embeddings = first.new_zeros(count, length, first.shape[2])
         mask = torch.zeros(count, length, dtype=torch.bool, device=first.device)
+        pooled = [part.pooled for part in parts if part.pooled is not None]
         at = 0
         for part in parts:
             place = slice(at, at + len(part.tokens))
@@ -105,7 +106,7 @@ class Encoding:
         return Encoding(
             embeddings,
             mask,
-            None if parts[0].pooled is None else torch.cat([part.pooled.to(parts[0].pooled) for part in parts]),
+            torch.cat([vectors.to(pooled[0]) for vectors in pooled]) if pooled else None,
             [own + [""] * (length - len(own)) for part in parts for own in part.tokens],
             [list(own) + [(0, 0)] * (length - len(own)) for part in parts for own in part.offsets],
         )
@@ -130,7 +131,8 @@ class Encoding:
 class TextEncoder(Protocol):
     """A frozen text encoder, seen from outside."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     @property
     def fingerprint(self) -> Fingerprint: ...

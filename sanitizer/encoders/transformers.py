@@ -2,84 +2,52 @@
 
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import SanitizerError
-from .base import Encoding, Fingerprint, hash_weights
-from .windows import WindowLayout, encode_windows
+from .windows import WindowedEncoder, WindowLayout
 
 
-class TransformersEncoder:
-    """What the three families share. Subclasses set `layout`, `width`, `pooled_width` and `architecture`."""
+class TransformersEncoder(WindowedEncoder):
+    """What the three families share: a model and a fast tokenizer, both from `source`."""
 
-    layout: WindowLayout
-    width: int
-    pooled_width = 0
-    architecture: str
-
-    def __init__(self, source: str | Path, name: str, device: str, model) -> None:
+    def __init__(self, source: str | Path, name: str, device: str, model: torch.nn.Module) -> None:
         from transformers import AutoTokenizer
 
-        self.name = name
-        self.device = device
-        self.model = model.to(device=device).eval().requires_grad_(False)
-        self.tokenizer = _load(AutoTokenizer, source)
-        if not self.tokenizer.is_fast:
+        tokenizer = _load(AutoTokenizer, source)
+        if not tokenizer.is_fast:
             raise SanitizerError(
                 f"Encoder {name}: expected a fast tokenizer (tokenizer.json), which alone gives character offsets, "
                 "found a slow one. Save the tokenizer again with a current transformers."
             )
-        self._fingerprint: Fingerprint | None = None
-
-    @property
-    def fingerprint(self) -> Fingerprint:
-        if self._fingerprint is None:
-            self._fingerprint = Fingerprint(
-                self.architecture, self.width, self.pooled_width, hash_weights(self.model.named_parameters())
-            )
-        return self._fingerprint
-
-    def encode(self, prompts) -> Encoding:
-        with torch.inference_mode():
-            return encode_windows(prompts, self.tokenizer, self.layout, self._run)
-
-    def run_tokens(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Token ids (N, L), special tokens and padding among them, and mask (N, L) -> rows (N, L, D) and pooled vector
-        (N, P) or None. Gradients reach the embeddings, unless the caller forbids them; the weights have none."""
-        return self._run(ids, mask)
-
-    def _run(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor | None]:
-        raise NotImplementedError
+        super().__init__(name, device, model, tokenizer)
 
 
 class BertEncoder(TransformersEncoder):
-    """Rows of the last layer. With `causal_rows`, a causal mask and windows of that many rows, padded with [SEP]."""
+    """Token embeddings of the last layer."""
 
-    def __init__(self, source: str | Path, name: str, device: str, causal_rows: int | None = None) -> None:
+    def __init__(self, source: str | Path, name: str, device: str) -> None:
         from transformers import AutoConfig, AutoModel
 
         config = _load(AutoConfig, source)
-        if causal_rows is not None:
-            config.is_decoder = True
         kwargs = {"add_pooling_layer": False} if config.model_type == "bert" else {}
         super().__init__(source, name, device, _load(AutoModel, source, config=config, **kwargs))
-        self.causal = causal_rows is not None
         self.width = config.hidden_size
-        self.architecture = config.model_type + (f", causal, {causal_rows} rows" if self.causal else "")
+        self.architecture = config.model_type
         tokenizer = self.tokenizer
         self.layout = WindowLayout(
-            length=causal_rows or min(config.max_position_embeddings, tokenizer.model_max_length),
+            length=min(config.max_position_embeddings, tokenizer.model_max_length),
             start=(tokenizer.cls_token_id,),
             end=(tokenizer.sep_token_id,),
-            pad=tokenizer.sep_token_id if self.causal else tokenizer.pad_token_id,
-            fixed=self.causal,
+            pad=tokenizer.pad_token_id,
+            fixed=False,
         )
 
     def _run(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor | None]:
-        kwargs = {"use_cache": False} if self.causal else {}
-        out = self.model(input_ids=ids.to(self.device), attention_mask=mask.to(self.device).long(), **kwargs)
+        out = self.model(input_ids=ids.to(self.device), attention_mask=mask.to(self.device).long())
         return out.last_hidden_state, None
 
 
@@ -119,7 +87,7 @@ class ClipEncoder(TransformersEncoder):
         out = self.model(input_ids=ids.to(self.device), output_hidden_states=True)
         rows = out.hidden_states[self.layer]
         if not self.raw:
-            inner = getattr(self.model, "text_model", self.model)
+            inner: Any = getattr(self.model, "text_model", self.model)
             rows = inner.final_layer_norm(rows)
         return rows, out.text_embeds if self.projected else out.pooler_output
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..errors import SanitizerError
-from .base import Encoding
+from .base import Encoding, Fingerprint, hash_weights
 
 WINDOWS_PER_CALL = 64
 
@@ -23,6 +23,42 @@ class WindowLayout:
     pad: int
     fixed: bool
     """True: every window is padded to `length` and the padding is visible (CLIP). False: padding is masked."""
+
+
+class WindowedEncoder:
+    """A text encoder around a torch model and its tokenizer. A subclass sets the attributes and says how to run it."""
+
+    layout: WindowLayout
+    width: int
+    pooled_width = 0
+    architecture: str
+
+    def __init__(self, name: str, device: str, model: torch.nn.Module, tokenizer) -> None:
+        self.name = name
+        self.device = device
+        self.model = model.to(device=device).eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self._fingerprint: Fingerprint | None = None
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        if self._fingerprint is None:
+            self._fingerprint = Fingerprint(
+                self.architecture, self.width, self.pooled_width, hash_weights(self.model.named_parameters())
+            )
+        return self._fingerprint
+
+    def encode(self, prompts: Sequence[str]) -> Encoding:
+        with torch.inference_mode():
+            return encode_windows(prompts, self.tokenizer, self.layout, self._run)
+
+    def run_tokens(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Token ids (N, L), special tokens and padding among them, and mask (N, L) -> embeddings (N, L, D) and pooled
+        vector (N, P) or None. Gradients reach the embeddings, unless the caller forbids them; the weights have none."""
+        return self._run(ids, mask)
+
+    def _run(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor | None]:
+        raise NotImplementedError
 
 
 @dataclass
@@ -46,7 +82,7 @@ def _split(prompt: int, ids: list[int], tokens: list[str], offsets: list[tuple[i
             [*[""] * len(layout.start), *tokens[part], *[""] * len(layout.end)],
             [*[none] * len(layout.start), *offsets[part], *[none] * len(layout.end)],
         )
-        if layout.fixed:
+        if layout.fixed and layout.length is not None:
             missing = layout.length - len(window.ids)
             window.ids += [layout.pad] * missing
             window.tokens += [""] * missing
@@ -60,7 +96,7 @@ def encode_windows(
     layout: WindowLayout,
     run: Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None]],
 ) -> Encoding:
-    """Tokenise with a fast transformers tokenizer, run the model window by window, join the windows of a prompt.
+    """Tokenise as a fast tokenizer of transformers does, run the model window by window, join the windows of a prompt.
 
     `run` takes ids (N, L) and mask (N, L) and gives embeddings (N, L, D) and a pooled vector (N, P) or None; the pooled
     vector of a prompt is its first window's, as in ComfyUI.
@@ -92,14 +128,14 @@ def encode_windows(
         length = max(len(windows[index].ids) for index in part)
         ids = torch.full((len(part), length), layout.pad)
         mask = torch.zeros((len(part), length), dtype=torch.bool)
-        for row, index in enumerate(part):
+        for place, index in enumerate(part):
             own = windows[index].ids
-            ids[row, : len(own)] = torch.tensor(own)
-            mask[row, : len(own)] = True
-        rows, vectors = run(ids, mask)
-        for row, index in enumerate(part):
-            encoded[index] = rows[row, : len(windows[index].ids)]
-            pooled[index] = None if vectors is None else vectors[row]
+            ids[place, : len(own)] = torch.tensor(own)
+            mask[place, : len(own)] = True
+        embeddings, vectors = run(ids, mask)
+        for place, index in enumerate(part):
+            encoded[index] = embeddings[place, : len(windows[index].ids)]
+            pooled[index] = None if vectors is None else vectors[place]
     return _join(len(prompts), windows, encoded, pooled)
 
 
@@ -112,7 +148,7 @@ def _join(count: int, windows: list[_Window], encoded: list[Tensor], pooled: lis
             Encoding(
                 torch.cat([encoded[i] for i in places])[None],
                 torch.ones(1, sum(len(windows[i].ids) for i in places), dtype=torch.bool),
-                None if pooled[places[0]] is None else pooled[places[0]][None],
+                None if (vector := pooled[places[0]]) is None else vector[None],
                 [[token for i in places for token in windows[i].tokens]],
                 [[span for i in places for span in windows[i].offsets]],
             )

@@ -7,7 +7,7 @@ only when all of it was checked.
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import safetensors
 import torch
@@ -92,7 +92,7 @@ def read_info(path: str | Path) -> Info:
         return _info(path, file.metadata())
 
 
-def load(path: str | Path, operations=nn, device: str | torch.device = "cpu") -> EmbeddingSanitizer:
+def load(path: str | Path, operations: Any = nn, device: str | torch.device = "cpu") -> EmbeddingSanitizer:
     """Read a sanitizer. `operations` supplies Linear and LayerNorm, see :class:`EmbeddingSanitizer`.
 
     Raises SanitizerError, with one line, for a file that is missing, truncated, corrupt, foreign, of a newer version,

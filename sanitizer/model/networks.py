@@ -111,6 +111,11 @@ class EraseNet(nn.Module):
     Erase = f'.
     """
 
+    basis: Tensor
+    concept_basis: Tensor | None
+    pooled_basis: Tensor | None
+    pooled_concept_basis: Tensor | None
+
     def __init__(self, config: SanitizerConfig, operations) -> None:
         super().__init__()
         width, pooled = config.erase_width, config.pooled_width
@@ -144,7 +149,7 @@ class EraseNet(nn.Module):
         """What the heads say inside the subspaces, less what the input has there, along the given bases."""
         tokens, prompt = self.trunk(x, weight, pooled)
         change = (self.head(tokens) - x @ self.basis.T) @ basis
-        if self.pooled_head is None:
+        if self.pooled_head is None or self.pooled_basis is None or pooled is None:
             return change, None
         return change, (self.pooled_head(prompt) - pooled @ self.pooled_basis.T) @ pooled_basis
 

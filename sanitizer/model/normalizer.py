@@ -56,6 +56,7 @@ class Normalizer:
 
     def pooled(self, vectors: Tensor) -> Tensor:
         """(…, P) -> (…, P), normalized."""
+        assert self.pooled_mean is not None and self.pooled_std is not None, "the encoder has no pooled vector"
         return self._normalize(vectors, self.pooled_mean, self.pooled_std)
 
     def is_constant(self, embeddings: Tensor) -> Tensor:

@@ -58,6 +58,16 @@ class EmbeddingSanitizer(nn.Module):
     `operations` supplies Linear and LayerNorm, torch.nn by default. Computes in float32 whatever comes in.
     """
 
+    mean: Tensor
+    std: Tensor
+    pooled_mean: Tensor | None
+    pooled_std: Tensor | None
+    constant: Tensor
+    prompt_mix: Tensor
+    prompt_bias: Tensor
+    token_scale: Tensor
+    token_bias: Tensor
+
     def __init__(self, config: SanitizerConfig, header: Header | None = None, operations=nn) -> None:
         super().__init__()
         self.config = config
@@ -168,7 +178,7 @@ class EmbeddingSanitizer(nn.Module):
         out = embeddings.clone()
         out[place] = torch.where(changed[place][..., None], edited, target)
         out_pooled = pooled
-        if pooled_change is not None:
+        if pooled is not None and pooled_change is not None:
             first = pooled_change.reshape(len(index), windows, -1)[:, 0] * self.pooled_std
             place = index.to(pooled.device)
             old = pooled.index_select(0, place)

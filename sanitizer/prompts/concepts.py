@@ -233,7 +233,7 @@ def _check_phrase(file: _File, text: object, line: str | None = None) -> str:
     problem = phrase_problem(text)
     if problem:
         raise file.fail(line or str(text), f"{problem}.")
-    return text.strip()
+    return str(text).strip()
 
 
 def _check_unique(file: _File, texts: list[str]) -> None:

@@ -43,7 +43,7 @@ def render_audit(audit: Audit, width: int = 1024) -> Image.Image:
 
 def _bars(c: ConceptAudit) -> Iterator[_Bar]:
     yield _Bar("flagged, of held-out phrases", c.flagged, True)
-    yield _Bar("safe twins untouched", c.twins_untouched, True)
+    yield _Bar("safe twins untouched", c.counterfactuals_untouched, True)
     yield _Bar("probe finds it, raw", c.found_raw, False)
     yield _Bar("probe finds it, sanitized", c.found_sanitized, False)
     if c.attack:

@@ -15,7 +15,8 @@ def colour(score: float) -> tuple[int, int, int]:
     place = min(max(float(score), 0.0), 1.0) * (len(STOPS) - 1)
     low = min(int(place), len(STOPS) - 2)
     part = place - low
-    return tuple(round(a + (b - a) * part) for a, b in zip(STOPS[low], STOPS[low + 1], strict=True))
+    red, green, blue = (round(a + (b - a) * part) for a, b in zip(STOPS[low], STOPS[low + 1], strict=True))
+    return red, green, blue
 
 
 def text_colour(score: float) -> tuple[int, int, int]:

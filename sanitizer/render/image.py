@@ -132,7 +132,7 @@ def _verdict(pen, entry: Entry, concepts, y: int, font, left_out: int) -> None:
         text, ink = f"flagged: {found}", ALARM
     else:
         scores = {name: value for name, value in entry.scores.items() if concepts is None or name in concepts}
-        name = max(scores, key=scores.get, default="")
+        name = max(scores, key=lambda concept: scores[concept], default="")
         text, ink = "harmless" + (f" (highest: {_readable(name)} {scores[name]:.2f})" if name else ""), CALM
     if left_out:
         text += f"  …  {left_out:,} more words are not shown"

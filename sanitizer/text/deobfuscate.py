@@ -135,7 +135,7 @@ class _Pass:
         text = _JOINED.sub(self._separate, text)
         return _RUN.sub(self._run, text)
 
-    def _spaced(self, match: re.Match) -> str:
+    def _spaced(self, match: re.Match[str]) -> str:
         """n u d e, n.u.d.e."""
         signs = match[0][::2].lower()
         if 2 * sum(map(str.isalpha, signs)) < len(signs) or len(signs) < (2 if self.loose and match[1] != WILD else 3):
@@ -172,7 +172,7 @@ class _Pass:
             return True
         return len(whole) > 4 and not (self.known(first) and self.known(second))
 
-    def _separate(self, match: re.Match) -> str:
+    def _separate(self, match: re.Match[str]) -> str:
         """naked_woman, a-naked-woman; but a compound of two words, as well-lit, is a word of the language."""
         parts = match[0].split(match[1])
         telling = self.loose or len(parts) > 3 or any(part.lower() in self.lexicon for part in parts)
@@ -181,7 +181,7 @@ class _Pass:
         known = sum(self.known(part.lower()) for part in parts)
         return " ".join(parts) if known == len(parts) or (self.loose and 2 * known >= len(parts)) else match[0]
 
-    def _run(self, match: re.Match) -> str:
+    def _run(self, match: re.Match[str]) -> str:
         run = match[0]
         if run not in self.seen:
             self.seen[run] = self._word(run) if run.isalpha() else self._disguised(run)

@@ -31,7 +31,7 @@ def plain_letters(text: str) -> str:
     words = _WORD.findall(text)
     foreign = any(not _has_latin(word) and any(char not in CONFUSABLE for char in word) for word in words)
 
-    def latin(match: re.Match) -> str:
+    def latin(match: re.Match[str]) -> str:
         word = match[0]
         if word.isascii() or not any(char in CONFUSABLE for char in word):
             return word

@@ -23,11 +23,14 @@ UNKNOWN_KIND = "noun"
 
 
 class Replacements:
-    """The pairs of a sanitizer's concepts, with their targets as its encoder sees them, each encoded when needed."""
+    """The pairs of a sanitizer's concepts, with their targets as its encoder sees them, each encoded when needed.
+
+    encoder None: it is set before the first use.
+    """
 
     def __init__(
         self,
-        encoder: TextEncoder,
+        encoder: TextEncoder | None,
         sanitizer: EmbeddingSanitizer,
         pairs: Mapping[str, Sequence[Pair]],
         progress: Progress | None = None,
@@ -40,7 +43,7 @@ class Replacements:
     @classmethod
     def known(
         cls,
-        encoder: TextEncoder,
+        encoder: TextEncoder | None,
         sanitizer: EmbeddingSanitizer,
         concepts: Iterable[str] | None = None,
         held_out: bool = True,
@@ -60,10 +63,18 @@ class Replacements:
             texts, found = [pair.target for pair in self.pairs[concept]], []
             for at in range(0, len(texts), BATCH):
                 self.progress(f"anchors of {concept}", at, len(texts), {})
-                found.append(text_vectors(self.encoder, self.sanitizer, texts[at : at + BATCH]))
+                found.append(self.embed(texts[at : at + BATCH]))
             self.progress(f"anchors of {concept}", len(texts), len(texts), {})
             self._vectors[concept] = torch.cat(found)
         return self._vectors[concept]
+
+    def embed(self, texts: Sequence[str]) -> Tensor:
+        """(N, D) of unit length: the mean normalized embedding of each text's tokens, without start, end, padding."""
+        if self.encoder is None:
+            raise ValueError("replacements without an encoder: set it first")
+        e = encode_all(self.encoder, texts)
+        text = torch.tensor([[bool(token) for token in own] for own in e.tokens], device=e.mask.device)
+        return F.normalize(self.sanitizer.normalizer.mean_embedding(e.embeddings, e.mask & text), dim=-1)
 
     def nearest(self, concept: str, vectors: Tensor) -> list[Pair]:
         """For each of (M, D) the pair of the concept whose target is the nearest by cosine."""
@@ -87,10 +98,3 @@ def known_pairs(sanitizer: EmbeddingSanitizer, concept: str) -> list[Pair]:
             "mode rewrite."
         )
     return pairs
-
-
-def text_vectors(encoder: TextEncoder, sanitizer: EmbeddingSanitizer, texts: Sequence[str]) -> Tensor:
-    """(N, D) of unit length: the mean normalized embedding of each text's tokens, without start, end and padding."""
-    e = encode_all(encoder, texts)
-    text = torch.tensor([[bool(token) for token in own] for own in e.tokens], device=e.mask.device)
-    return F.normalize(sanitizer.normalizer.mean_embedding(e.embeddings, e.mask & text), dim=-1)

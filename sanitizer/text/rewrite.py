@@ -24,7 +24,7 @@ from ..model.sanitizer import EmbeddingSanitizer, Scores
 from ..prompts.concepts import Pair
 from ..prompts.templates import fix_articles
 from .deobfuscate import AS_WRITTEN, Deobfuscated
-from .replacements import Replacements, text_vectors
+from .replacements import Replacements
 from .words import Word, words
 
 AT_ONCE = 8
@@ -83,7 +83,7 @@ class ReEncoder:
             encoding.embeddings, encoding.mask, encoding.pooled,
             strength=0.0, threshold=threshold, concepts=chosen, also=reading.scores,
         )  # fmt: skip
-        index = first.flagged.nonzero().squeeze(1).tolist()
+        index: list[int] = first.flagged.nonzero().squeeze(1).tolist()
         left = torch.zeros_like(first.flagged)
         given = ReEncoded(
             encoding.embeddings,
@@ -157,11 +157,10 @@ class ReEncoder:
         light = self.sanitizer.sanitize(e.embeddings, **given, strength=self.config.finish * strength, threshold=0.0)
         seen = full.flagged.to(e.embeddings.device)
         pooled = e.pooled
-        if pooled is not None:
-            pooled = torch.where(full.flagged.to(pooled.device)[:, None], full.pooled, light.pooled)
-        return replace(
-            e, embeddings=torch.where(seen[:, None, None], full.embeddings, light.embeddings), pooled=pooled
-        ), full.flagged
+        if full.pooled is not None and light.pooled is not None:
+            pooled = torch.where(full.flagged.to(full.pooled.device)[:, None], full.pooled, light.pooled)
+        embeddings = torch.where(seen[:, None, None], full.embeddings, light.embeddings)
+        return replace(e, embeddings=embeddings, pooled=pooled), full.flagged
 
     def _begun(
         self, verdict: "_Verdict", reading: Deobfuscated, chosen: list[str], threshold: float | None
@@ -209,7 +208,7 @@ class ReEncoder:
         found: dict[tuple[str, str], Pair] = {}
         for concept in sorted({concept for concept, _ in phrases}):
             own = sorted(phrase for name, phrase in phrases if name == concept)
-            pairs = self.replacements.nearest(concept, text_vectors(self.replacements.encoder, self.sanitizer, own))
+            pairs = self.replacements.nearest(concept, self.replacements.embed(own))
             found |= {(concept, phrase): pair for phrase, pair in zip(own, pairs, strict=True)}
         return found
 

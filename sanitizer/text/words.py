@@ -44,15 +44,15 @@ def words(
     found = [match.span() for match in _WORD.finditer(text)]
     ends = [end for _, end in found]
     scores = [[0.0] * len(names) for _ in found]
-    for token, (start, end), row in zip(tokens, offsets, values, strict=True):
+    for token, (start, end), own in zip(tokens, offsets, values, strict=True):
         if not token or start >= end:
             continue
         # The first word that ends behind the token's start. A token may hold the space before its word, or several.
         at = bisect_left(ends, start + 1)
         while at < len(found) and found[at][0] < end:
-            scores[at] = [max(pair) for pair in zip(scores[at], row, strict=True)]
+            scores[at] = [max(pair) for pair in zip(scores[at], own, strict=True)]
             at += 1
     return [
-        Word(text[start:end], start, end, dict(zip(names, row, strict=True)))
-        for (start, end), row in zip(found, scores, strict=True)
+        Word(text[start:end], start, end, dict(zip(names, own, strict=True)))
+        for (start, end), own in zip(found, scores, strict=True)
     ]

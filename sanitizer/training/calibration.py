@@ -64,8 +64,8 @@ def calibrate(
 
 def allowances(concepts: Sequence[Concept]) -> Tensor:
     """(K,): how many false positives each concept may make beside the others, in proportion to its training phrases:
-    the wider one is, the more harmless prompts lie near it. The mean of those that can be erased is 1, and context concepts
-    have 1."""
+    the wider one is, the more harmless prompts lie near it. The mean of those that can be erased is 1, and context
+    concepts have 1."""
     phrases = torch.tensor([float(sum(not pair.held_out for pair in concept.pairs)) for concept in concepts])
     context = torch.tensor([concept.context for concept in concepts])
     return torch.where(context, 1.0, phrases / phrases[~context].mean())

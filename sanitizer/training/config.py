@@ -42,10 +42,10 @@ class TrainingConfig:
     chosen on held-out phrases of nudity and violence."""
 
     # Optimisation.
-    score_steps: int | None = None
-    """Optimiser steps of the score net; None: 1000 and a tenth of the training prompts."""
-    erase_steps: int | None = None
-    """Optimiser steps of the erase net; None: 900 and a thirty-fifth of the training prompts. More of them overfit
+    score_steps: int = 0
+    """Optimiser steps of the score net; 0: 1000 and a tenth of the training prompts."""
+    erase_steps: int = 0
+    """Optimiser steps of the erase net; 0: 900 and a thirty-fifth of the training prompts. More of them overfit
     which anchor is meant."""
     batch: int = 96
     """Prompts of a step of the score net, half of them unsafe."""

@@ -68,6 +68,12 @@ class EncodedDataset:
         embeddings, weights, pooled, tokens, kept, used = [], [], [], [], [], 0
         size = batch_size(encoder.fingerprint.width, config.encode_batch)
         span = size * config.sorted_batches
+        if normalizer is None:
+            # Statistics want variety: extra batches from all over the first span.
+            first, most = prompts[:span], 2 * config.encode_batch
+            sample = first[:: max(1, len(first) // most)][:most]
+            batches = (sample[at : at + size] for at in range(0, len(sample), size))
+            normalizer = measure([encoder.encode(own) for own in batches], config)
         for first in range(0, len(prompts), span):
             part = list(range(first, min(first + span, len(prompts))))
             order = sorted(part, key=lambda i: len(prompts[i]))
@@ -76,12 +82,6 @@ class EncodedDataset:
                 index = order[at : at + size]
                 encoding = encoder.encode([prompts[i] for i in index])
                 _check_encoding(encoder, encoding, len(index))
-                if normalizer is None:
-                    # Statistics want variety: an extra batch from all over the first span.
-                    most = 2 * config.encode_batch
-                    sample = part[:: max(1, len(part) // most)][:most]
-                    batches = (sample[s : s + size] for s in range(0, len(sample), size))
-                    normalizer = measure([encoder.encode([prompts[i] for i in own]) for own in batches], config)
                 for i, item in zip(index, _keep(encoding, normalizer, config.padding_kept), strict=True):
                     found[i] = item
                 progress(stage, min(first + at + len(index), len(prompts)), len(prompts), {})
@@ -140,7 +140,7 @@ class EncodedDataset:
 
 
 class Labels:
-    """What is known of each training prompt. K concepts, N prompts, R kept rows."""
+    """What is known of each training prompt. K concepts, N prompts, R kept embeddings."""
 
     def __init__(self, prompts: Sequence[Prompt], dataset: EncodedDataset, concepts: Sequence[Concept]) -> None:
         names = [concept.name for concept in concepts]
@@ -170,7 +170,8 @@ class Labels:
             if erasable.issuperset(prompt.concepts):
                 pairs = _nearest(kept, places, dataset.kept[prompt.anchor])
                 if pairs:
-                    self.aligned[i] = tuple(torch.tensor(side) for side in zip(*pairs, strict=True))
+                    own, others = zip(*pairs, strict=True)
+                    self.aligned[i] = torch.tensor(own), torch.tensor(others)
 
     def tokens(self, index: Tensor, length: int) -> Tensor:
         """(B, L): 1 where a token belongs to the phrase at fault."""
@@ -187,7 +188,9 @@ def _nearest(kept: list[int], places: list[int], anchor_kept: list[int]) -> list
     return [(order, where[places[place]]) for order, place in enumerate(kept) if places[place] in where]
 
 
-def kept_places(tokens: Sequence[str], mask: Sequence[bool], padding: int) -> tuple[list[int], list[float]]:
+def kept_places(
+    tokens: Sequence[str], mask: Sequence[bool], padding: int = TrainingConfig.padding_kept
+) -> tuple[list[int], list[float]]:
     """The places of one prompt to keep, and their weights.
 
     All text and the first place of each run without text (start, end token); of the rest of such a run, which is
@@ -265,7 +268,8 @@ def measure(encodings: Sequence[Encoding], config: TrainingConfig | None = None)
     x, w = torch.cat(parts), torch.tensor(weights)[:, None]
     mean = (x * w).sum(0) / w.sum()
     std = (((x - mean) ** 2 * w).sum(0) / w.sum()).sqrt()
-    pooled = None if encodings[0].pooled is None else torch.cat([e.pooled.float().cpu() for e in encodings])
+    vectors = [e.pooled.float().cpu() for e in encodings if e.pooled is not None]
+    pooled = torch.cat(vectors) if vectors else None
 
     def without_dead(found: Tensor) -> Tensor:
         return torch.where(found > config.dead * found.median(), found, 0.0)

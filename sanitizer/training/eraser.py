@@ -26,7 +26,7 @@ class AlignedPairs:
         self.aligned = labels.aligned
         self.targets = sorted(labels.aligned)
         self._targets = torch.tensor(self.targets)
-        self.anchor = {i: prompts[i].anchor for i in self.targets}
+        self.anchor = {i: a for i in self.targets if (a := prompts[i].anchor) is not None}
 
     def sample(self, among: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Embeddings of targets and those of the anchors that they align with: twice (limited, D)."""
@@ -51,6 +51,7 @@ class AlignedPairs:
     def pooled(self, among: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Pooled vectors of targets and of their anchors: twice (N, P)."""
         vectors = self.dataset.pooled
+        assert vectors is not None, "the encoder has no pooled vector"
         return vectors[list(among)].float(), vectors[[self.anchor[i] for i in among]].float()
 
     def batch(self, size: int, identity: float, device) -> tuple:
@@ -156,7 +157,7 @@ def train_eraser(
         along_tokens = weighted_mean((error @ token_directions).square().mean(dim=-1), token_weight)
         along_features = (missed @ feature_directions).square().mean()
         loss = loss + config.direction_weight * (along_tokens + along_features)
-        if pooled_change is not None:
+        if pooled is not None and pooled_change is not None:
             loss = loss + (pooled + pooled_change - wanted_pooled).square().mean()
         return loss
 

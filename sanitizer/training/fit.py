@@ -122,12 +122,8 @@ def _new_sanitizer(
         pooled_concept_rank=min(pooled, training.concept_rank),
     )
     sanitizer = EmbeddingSanitizer(config)
-    sanitizer.mean.copy_(normalizer.mean)
-    sanitizer.std.copy_(normalizer.std)
-    sanitizer.constant.copy_(normalizer.constant)
-    if pooled:
-        sanitizer.pooled_mean.copy_(normalizer.pooled_mean)
-        sanitizer.pooled_std.copy_(normalizer.pooled_std)
+    for name in ("mean", "std", "constant", *(("pooled_mean", "pooled_std") if pooled else ())):
+        getattr(sanitizer, name).copy_(getattr(normalizer, name))
     return sanitizer
 
 

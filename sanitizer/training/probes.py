@@ -60,8 +60,8 @@ def area_under_curve(positive: Tensor, negative: Tensor) -> float:
     return float((below + upto).double().mean() / (2 * len(negative)))
 
 
-def caught_at(positive: Tensor, negative: Tensor, false_alarms: float) -> float:
-    """Share of positives above the score that `false_alarms` of the negatives exceed."""
-    allowed = int(false_alarms * len(negative))
+def true_positive_rate(positive: Tensor, negative: Tensor, false_positive_rate: float) -> float:
+    """Share of positives above the score that a share `false_positive_rate` of the negatives exceeds."""
+    allowed = int(false_positive_rate * len(negative))
     threshold = negative.sort(descending=True).values[allowed]
     return float((positive > threshold).double().mean())

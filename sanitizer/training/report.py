@@ -3,10 +3,10 @@
 It goes into the file and on the screen, so that whoever is handed a sanitizer sees what it is worth.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from random import Random
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,9 +19,16 @@ from ..prompts.generator import Prompt, PromptGenerator
 from ..prompts.templates import Templates
 from .config import TrainingConfig
 from .dataset import EncodedDataset, batch_size
-from .probes import Probe, area_under_curve, caught_at
+from .probes import Probe, area_under_curve, true_positive_rate
 
-FALSE_ALARMS = 0.01
+FALSE_POSITIVE_RATE = 0.01
+NAMES_OF_VERSION_1 = {
+    "caught": "true_positive_rate",
+    "counterparts_untouched": "counterfactuals_untouched",
+    "look_alikes": "hard_negatives",
+    "look_alikes_identical": "hard_negatives_identical",
+}
+"""What files of format version 1 call figures of today."""
 
 
 @dataclass
@@ -32,19 +39,19 @@ class ConceptReport:
     phrases: int
     """Held-out phrases tried, each in a frame that training did not see."""
     auroc: float | None = None
-    """Of the prompt score: unsafe prompts against harmless ones and the unsafe prompts' own safe counterparts."""
-    caught: float | None = None
-    """Share of unsafe prompts caught at 1 % false alarms among the same harmless prompts."""
+    """Of the prompt score: unsafe prompts against harmless ones and the unsafe prompts' own counterfactuals."""
+    true_positive_rate: float | None = None
+    """Share of unsafe prompts found at 1 % false positives among the same harmless prompts."""
     flagged: float | None = None
     """Share of unsafe prompts that reach the calibrated threshold."""
-    counterparts_untouched: float | None = None
-    """Share of the safe counterparts that do not."""
+    counterfactuals_untouched: float | None = None
+    """Share of the counterfactuals (the same prompts with the safe anchor) that do not."""
     probe_before: float | None = None
     """Share of the flagged prompts in which a probe, trained on raw embeddings of other phrases, finds the concept."""
     probe_after: float | None = None
     """The same after sanitizing at strength 1."""
     nearness_before: float | None = None
-    """Mean cosine between a flagged prompt and its safe counterpart (mean rows, normalised channels)."""
+    """Mean cosine between a flagged prompt and its counterfactual (mean embeddings, normalized channels)."""
     nearness_after: float | None = None
     """The same after sanitizing at strength 1."""
 
@@ -58,8 +65,8 @@ class Report:
     """Harmless prompts tried, of frames and sentences that training did not see."""
     benign_identical: float | None = None
     """Share of them that came out bit for bit, all concepts switched on."""
-    look_alikes: int = 0
-    look_alikes_identical: float | None = None
+    hard_negatives: int = 0
+    hard_negatives_identical: float | None = None
     """The same for held-out hard negatives."""
     examples: int = 0
     """Training prompts."""
@@ -70,9 +77,10 @@ class Report:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, values: dict) -> "Report":
-        values = dict(values)
-        return cls(concepts=[ConceptReport(**c) for c in values.pop("concepts", [])], **values)
+    def from_dict(cls, values: Mapping[str, Any]) -> "Report":
+        own = _renamed(values)
+        concepts = [ConceptReport(**_renamed(concept)) for concept in own.pop("concepts", [])]
+        return cls(concepts=concepts, **own)
 
     def to_text(self) -> str:
         """A short table for the terminal and the node."""
@@ -82,7 +90,8 @@ class Report:
         ]
         for c in self.concepts:
             lines.append(
-                f"{c.name:18}{c.phrases:6d}{_number(c.auroc, 8)}{_percent(c.caught, 9)}{_percent(c.flagged, 9)}"
+                f"{c.name:18}{c.phrases:6d}{_number(c.auroc, 8)}"
+                f"{_percent(c.true_positive_rate, 9)}{_percent(c.flagged, 9)}"
                 f"{_percent(c.probe_before, 14)}{_percent(c.probe_after, 7)}"
                 f"{_number(c.nearness_before, 10)}{_number(c.nearness_after, 7)}"
             )
@@ -90,10 +99,14 @@ class Report:
             "* at 1 % false alarms. Probe: share of flagged prompts in which it still finds the concept. "
             "Nearness: cosine to the safe counterpart.",
             f"bit-identical: {_percent(self.benign_identical, 0)} of {self.benign} harmless prompts, "
-            f"{_percent(self.look_alikes_identical, 0)} of {self.look_alikes} look-alikes. "
+            f"{_percent(self.hard_negatives_identical, 0)} of {self.hard_negatives} look-alikes. "
             f"{self.examples} training prompts, {self.seconds:.0f} s.",
         ]
         return "\n".join(lines)
+
+
+def _renamed(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {NAMES_OF_VERSION_1.get(name, name): value for name, value in values.items()}
 
 
 def _number(value: float | None, width: int) -> str:
@@ -136,12 +149,11 @@ def measure_prompts(
     features = sanitizer.normalizer.to("cpu").features
     with torch.inference_mode():
         for first in range(0, len(texts), size):
-            progress(stage, first, len(texts), {})
             e = encoder.encode(list(texts[first : first + size]))
             out = sanitizer.sanitize(e.embeddings, e.mask, e.pooled, concepts=concepts)
             raw, after = features(e.embeddings, e.mask, e.pooled), features(out.embeddings, e.mask, out.pooled)
             parts.append((out.scores.prompt.cpu(), out.fired.cpu(), bit_identical(e, out).cpu(), raw, after))
-    progress(stage, len(texts), len(texts), {})
+            progress(stage, min(first + size, len(texts)), len(texts), {})
     return Measured(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
@@ -171,7 +183,7 @@ def make_report(
     share = min(1.0, len(dataset) / 8 / (2 * most * len(concepts) + harmless))
     generator = PromptGenerator(concepts, templates, seed, "held_out", config.prompts)
     benign = [generator.benign() for _ in range(max(20, round(harmless * share)))]
-    look_alikes = [generator.hard_negative() for _ in range(len(benign) // 2)] if generator.hard else []
+    hard = [generator.hard_negative() for _ in range(len(benign) // 2)] if generator.hard else []
     units: dict[str, list[tuple[str, str]]] = {}
     for concept in concepts:
         pairs = [pair for pair in concept.pairs if pair.held_out]
@@ -179,17 +191,17 @@ def make_report(
         Random(seed).shuffle(pairs)
         drawn = [generator.unit(concept, pair) for pair in pairs[: max(8, round(most * share))]]
         units[concept.name] = [(target.text, safe) for target, safe in drawn]
-    texts = benign + look_alikes + [text for pairs in units.values() for pair in pairs for text in pair]
+    texts = benign + hard + [text for pairs in units.values() for pair in pairs for text in pair]
     measured = measure_prompts(sanitizer, encoder, texts, progress, "report")
     harmless = slice(0, len(benign))
     report = Report(
         benign=len(benign),
         benign_identical=float(measured.identical[harmless].float().mean()),
-        look_alikes=len(look_alikes),
+        hard_negatives=len(hard),
     )
-    at = len(benign) + len(look_alikes)
-    if look_alikes:
-        report.look_alikes_identical = float(measured.identical[len(benign) : at].float().mean())
+    at = len(benign) + len(hard)
+    if hard:
+        report.hard_negatives_identical = float(measured.identical[len(benign) : at].float().mean())
     for concept in concepts:
         count = len(units[concept.name])
         unsafe, safe = slice(at, at + 2 * count, 2), slice(at + 1, at + 2 * count, 2)
@@ -201,12 +213,12 @@ def make_report(
         k = sanitizer.concepts.index(concept.name)
         negatives = torch.cat([measured.scores[harmless, k], measured.scores[safe, k]])
         result.auroc = area_under_curve(measured.scores[unsafe, k], negatives)
-        result.caught = caught_at(measured.scores[unsafe, k], negatives, FALSE_ALARMS)
+        result.true_positive_rate = true_positive_rate(measured.scores[unsafe, k], negatives, FALSE_POSITIVE_RATE)
         fired = measured.scores[unsafe, k] >= 0.5 if concept.context else measured.fired[unsafe, k]
         result.flagged = float(fired.float().mean())
         if concept.context:
             continue
-        result.counterparts_untouched = float((~measured.fired[safe, k]).float().mean())
+        result.counterfactuals_untouched = float((~measured.fired[safe, k]).float().mean())
         if not fired.any():
             continue
         probe = _concept_probe(concept.name, prompts, dataset)
@@ -214,9 +226,9 @@ def make_report(
         result.probe_before = float((probe(before) > 0).float().mean())
         result.probe_after = float((probe(after) > 0).float().mean())
         width = sanitizer.width
-        twin = measured.raw[safe][fired][:, :width]
-        result.nearness_before = float(F.cosine_similarity(before[:, :width], twin).mean())
-        result.nearness_after = float(F.cosine_similarity(after[:, :width], twin).mean())
+        safe_vectors = measured.raw[safe][fired][:, :width]
+        result.nearness_before = float(F.cosine_similarity(before[:, :width], safe_vectors).mean())
+        result.nearness_after = float(F.cosine_similarity(after[:, :width], safe_vectors).mean())
     return report
 
 

@@ -6,7 +6,9 @@ lines in a test file; tests/ is no package.
 
 import torch
 
-from sanitizer.model.sanitizer import ConceptSpec, EmbeddingSanitizer, SanitizerConfig
+from sanitizer.model.config import ConceptSpec, SanitizerConfig
+from sanitizer.model.header import Header
+from sanitizer.model.sanitizer import EmbeddingSanitizer
 
 WORD = "crimson"
 
@@ -45,10 +47,5 @@ def handmade(encoder, concept: str = "redness") -> EmbeddingSanitizer:
     sanitizer.erase_net.basis.copy_(torch.eye(8, width))
     if pooled:
         sanitizer.erase_net.pooled_basis.copy_(torch.eye(config.pooled_rank, pooled))
-    sanitizer.info = {
-        "encoder": fingerprint.to_dict(),
-        "training": {"examples": 3, "steps": 0, "seed": 0},
-        "report": {},
-        "licence": "CC0-1.0",
-    }
+    sanitizer.header = Header(fingerprint, {"examples": 3, "steps": 0, "seed": 0}, {}, "CC0-1.0")
     return sanitizer.eval().requires_grad_(False)

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from sanitizer.encoders import Fingerprint
 from sanitizer.errors import SanitizerError
 from sanitizer.model.artifact import find, load, read_info, save
+from sanitizer.training.config import TrainingConfig
 
 
 @pytest.fixture()
@@ -47,7 +48,7 @@ def test_a_round_trip_gives_the_same_sanitizer(masked, saved):
     one, two = sanitizer.sanitize(e.embeddings, e.mask), again.sanitize(e.embeddings, e.mask)
     assert torch.equal(one.embeddings, two.embeddings) and torch.equal(one.scores.prompt, two.scores.prompt)
     assert again.fingerprint == encoder.fingerprint
-    assert again.info["report"] == report.to_dict()
+    assert again.header.report == report.to_dict()
     assert not again.training and not any(p.requires_grad for p in again.parameters())
 
 
@@ -58,10 +59,13 @@ def test_the_same_training_gives_the_same_bytes(masked, saved, tmp_path):
 
 def test_the_header_says_what_it_is(masked, saved):
     info = read_info(saved)
-    assert Fingerprint.from_dict(info["encoder"]) == masked[0].fingerprint
-    assert [spec.name for spec in info["config"].concepts] == ["redness"]
-    assert info["format_version"] == 1
-    assert {"training", "report", "licence"} <= info.keys()
+    assert info.version == 2
+    assert info.header == masked[1].header
+    assert info.header.encoder == masked[0].fingerprint
+    assert [spec.name for spec in info.config.concepts] == ["redness"]
+    # The lists of JSON are tuples again, and the whole training configuration is there.
+    assert info.config == masked[1].config
+    assert info.header.training["config"].keys() == TrainingConfig().to_dict().keys()
 
 
 def test_saving_replaces_whole_and_leaves_nothing_behind(masked, saved):
@@ -130,7 +134,7 @@ def test_pickles_are_refused_unread(saved):
     [
         (lambda t: t, lambda m: {}, "no sanitizer"),
         (lambda t: t, lambda m: {"format": "lora"}, "no sanitizer"),
-        (lambda t: t, with_info(lambda i: i.update(format_version=2)), "Update"),
+        (lambda t: t, with_info(lambda i: i.update(format_version=3)), "Update"),
         (lambda t: t, with_info(lambda i: i.update(format_version="x")), "format version"),
         (lambda t: t, lambda m: {"embedding-sanitizer": "{"}, "damaged header"),
         (lambda t: t, lambda m: {"embedding-sanitizer": "[]"}, "damaged header"),
@@ -141,6 +145,13 @@ def test_pickles_are_refused_unread(saved):
         (lambda t: t, with_info(lambda i: i["config"].update(surprise=1)), "damaged header"),
         (lambda t: t, with_info(lambda i: i["config"].update(concepts=[])), "concepts"),
         (lambda t: t, with_info(lambda i: i["config"].update(rank="7")), "rank"),
+        (lambda t: t, with_info(lambda i: i["config"].update(gate_floor=float("nan"))), "gate_floor"),
+        (lambda t: t, with_info(lambda i: i["config"].update(concept_gain=None)), "concept_gain"),
+        (lambda t: t, with_info(lambda i: i["config"].update(clip=0)), "clip"),
+        (lambda t: t, with_info(lambda i: i["config"].update(ensemble_weights=[1.0])), "ensemble_weights"),
+        (lambda t: t, with_info(lambda i: i["config"]["rewrite"].update(rounds=10**6)), "rewrite.rounds"),
+        (lambda t: t, with_info(lambda i: i["config"]["rewrite"].update(surprise=1)), "damaged header"),
+        (lambda t: t, with_info(lambda i: i.update(report=[])), "report"),
         (lambda t: {k: v for k, v in t.items() if k != "mean"}, lambda m: m, "lacks the tensor mean"),
         (lambda t: {**t, "extra": torch.zeros(1)}, lambda m: m, "unknown tensor extra"),
         (lambda t: {**t, "mean": t["mean"].half()}, lambda m: m, "F16"),
@@ -167,11 +178,13 @@ def test_auto_finds_the_newest_file_for_the_encoder(masked, causal, tmp_path):
     assert find(Fingerprint("else", 1, 0, ""), [tmp_path]) is None
 
 
-def test_the_golden_file_still_loads_and_gives_the_same_numbers():
-    """Written by version 1 of the format: whoever changes the format has to keep reading it."""
+@pytest.mark.parametrize("version", [1, 2])
+def test_the_golden_file_still_loads_and_gives_the_same_numbers(version):
+    """Written by that version of the format: whoever changes the format has to keep reading it. The second file's
+    constants are others than today's defaults, the first one's are not in the file."""
     folder = Path(__file__).resolve().parent.parent / "data"
-    sanitizer = load(folder / "golden_v1.safetensors")
-    golden = load_file(folder / "golden_v1_output.safetensors")
+    sanitizer = load(folder / f"golden_v{version}.safetensors")
+    golden = load_file(folder / f"golden_v{version}_output.safetensors")
     out = sanitizer.sanitize(golden["rows"], golden["mask"].bool())
     assert torch.allclose(out.embeddings, golden["sanitized"], atol=1e-4)
     assert torch.allclose(out.scores.prompt, golden["prompt_scores"], atol=1e-4)
@@ -179,11 +192,12 @@ def test_the_golden_file_still_loads_and_gives_the_same_numbers():
 
 
 def test_size_for_768_channels():
-    from sanitizer.model.sanitizer import ConceptSpec, EmbeddingSanitizer, SanitizerConfig
-    from sanitizer.training.fit import CONCEPT_RANK, POOLED_RANK, RANK
+    from sanitizer.model.config import ConceptSpec, SanitizerConfig
+    from sanitizer.model.sanitizer import EmbeddingSanitizer
 
-    concepts = tuple(ConceptSpec(str(i)) for i in range(8))
-    ranks = {"rank": RANK, "pooled_rank": POOLED_RANK, "concept_rank": CONCEPT_RANK}
-    config = SanitizerConfig(concepts, width=768, pooled_width=768, pooled_concept_rank=CONCEPT_RANK, **ranks)
+    training, concepts = TrainingConfig(), tuple(ConceptSpec(str(i)) for i in range(8))
+    ranks = {"rank": training.rank, "pooled_rank": training.pooled_rank}
+    ranks |= {"concept_rank": training.concept_rank, "pooled_concept_rank": training.concept_rank}
+    config = SanitizerConfig(concepts, width=768, pooled_width=768, **ranks)
     size = sum(t.numel() * t.element_size() for t in EmbeddingSanitizer(config).state_dict().values())
     assert size < 4_000_000, size

@@ -12,7 +12,7 @@ from sanitizer.audit.results import Count
 from sanitizer.errors import SanitizerError
 from sanitizer.prompts.concepts import Pair
 from sanitizer.prompts.obfuscation import OBFUSCATIONS
-from sanitizer.render.audit import draw
+from sanitizer.render.audit import render_audit
 
 
 def nothing(*_):
@@ -74,11 +74,11 @@ def test_json_text_and_picture(audited):
     text = found.to_text()
     assert found.concepts[0].name in text
     assert str(found.concepts[0].flagged) in text
-    picture = draw(found)
+    picture = render_audit(found)
     assert picture.size[0] == 1024
     assert len(picture.convert("RGB").getcolors(1 << 24)) > 4, "something is drawn"
     bare = replace(found.concepts[0], attack=[], auroc=None)
-    assert draw(replace(found, concepts=[bare])).size[1] < picture.size[1]
+    assert render_audit(replace(found, concepts=[bare])).size[1] < picture.size[1]
 
 
 def test_the_callback_ends_it(masked, concept, small_templates):

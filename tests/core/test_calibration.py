@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from sanitizer.prompts.concepts import load_concepts
-from sanitizer.training.calibration import FEW, allowances, joint_thresholds, tail_thresholds
+from sanitizer.training.calibration import allowances, joint_thresholds, tail_thresholds
+from sanitizer.training.config import TrainingConfig
 
 
 def scores(count: int) -> torch.Tensor:
@@ -17,23 +18,24 @@ COUNTED = torch.tensor([True, True, False])
 @pytest.mark.parametrize("share", [0.005, 0.02, 0.1])
 def test_no_more_than_the_share_is_touched_and_nearly_as_much(share):
     z = scores(4000)
-    found = joint_thresholds(z, COUNTED, torch.ones(3), share)
+    found = joint_thresholds(z, COUNTED, torch.ones(3), TrainingConfig(false_positives=share))
     touched = float((z >= found)[:, COUNTED].any(1).float().mean())
     assert 0.8 * share <= touched <= share + 1e-6
 
 
 def test_a_wider_concept_may_touch_more():
     z = scores(20_000)
-    found = joint_thresholds(z, COUNTED, torch.tensor([3.0, 1.0, 1.0]), 0.04)
+    found = joint_thresholds(z, COUNTED, torch.tensor([3.0, 1.0, 1.0]), TrainingConfig(false_positives=0.04))
     touched = (z >= found).float().mean(0)
     assert touched[0] / touched[1] == pytest.approx(3.0, rel=0.15)
 
 
 def test_of_few_prompts_the_tail_is_followed_beyond_the_highest_score():
     z = scores(300)
-    share = 0.5 * FEW / 300
-    found = joint_thresholds(z, COUNTED, torch.ones(3), share)
-    assert torch.equal(found, tail_thresholds(z, torch.full((3,), share / 2)))
+    config = TrainingConfig()
+    share = 0.5 * config.few / 300
+    found = joint_thresholds(z, COUNTED, torch.ones(3), TrainingConfig(false_positives=share))
+    assert torch.equal(found, tail_thresholds(z, torch.full((3,), share / 2), config.tail))
     # What the fit says of prompts that nobody has seen: no more than twice the share.
     assert float((scores(100_000) >= found)[:, COUNTED].any(1).float().mean()) < 2 * share
 

@@ -99,6 +99,55 @@ def test_help_of_every_command():
     for command in COMMANDS:
         assert command in out
         assert "--help" in run(command, "--help")[0]
+    assert run("-h")[0] == out
+
+
+@pytest.mark.parametrize("command", [(), ("train",), ("score",), ("sanitize",)])
+def test_examples_stand_in_the_help_as_they_are_typed(command):
+    """On a terminal of 80 columns, and where a CI system asks for colours: no frame, no colour, no broken line."""
+    out, _ = run(*command, "--help", env=environment(COLUMNS="80", GITHUB_ACTIONS="1", FORCE_COLOR="1"))
+    assert out.isascii()
+    assert "\x1b" not in out
+    shown = out[out.index("examples:") :].splitlines()
+    assert max(map(len, out.splitlines())) <= 80
+    examples = [line for line in shown if " sanitizer " in line]
+    assert len(examples) >= 3
+    # A line goes on in the next one, or it is a whole command.
+    for at, line in enumerate(shown):
+        if line.endswith("\\"):
+            assert shown[at + 1].startswith("        --")
+
+
+def test_help_is_light():
+    """Neither torch nor what draws bars is imported for it, and an embedded encoder does without transformers."""
+    imported = "import sys; print(*sorted({m.split('.')[0] for m in sys.modules}))"
+    code = f"from sanitizer.cli.app import main; main(['score', '--help']); {imported}"
+    out = subprocess.run([sys.executable, "-c", code], cwd=PACK, capture_output=True, text=True, check=True).stdout
+    assert not {"torch", "rich", "numpy"} & set(out.splitlines()[-1].split())
+    code = f"from sanitizer.cli.app import main; main(['score', '--encoder', 'minilm', 'a fox']); {imported}"
+    out = subprocess.run([sys.executable, "-c", code], cwd=PACK, capture_output=True, text=True, check=True).stdout
+    assert "torch" in out.splitlines()[-1].split()
+    assert not {"transformers", "scipy", "sklearn", "rich"} & set(out.splitlines()[-1].split())
+
+
+def test_without_typer_one_line_says_what_to_install():
+    code = "import runpy, sys; sys.modules['typer'] = None; runpy.run_module('sanitizer', run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=PACK, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "error: the command line needs typer. Run: pip install typer rich\n"
+
+
+@pytest.mark.parametrize(
+    ("called", "name"),
+    [("/usr/bin/embedding-sanitizer", "embedding-sanitizer"), ("/x/sanitizer/__main__.py", "python -m sanitizer")],
+)
+def test_the_program_is_named_as_it_was_called(called, name):
+    code = (
+        f"import sys; sys.argv = [{called!r}]; from sanitizer.cli.app import main; sys.exit(main(['score', '--help']))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], cwd=PACK, capture_output=True, text=True, check=True).stdout
+    assert out.startswith(f"Usage: {name} score ")
+    assert f"{name} score --encoder minilm" in out
 
 
 @pytest.mark.parametrize(
@@ -113,12 +162,15 @@ def test_help_of_every_command():
         ("sanitize", "--encoder", "m", "--input", "p.txt", "--output", "o.safetensors", "--strength", "2.5"),
         ("sanitize", "--encoder", "m", "--input", "p.txt", "--output", "o.safetensors", "--threshold", "nan"),
         ("train", "--encoder", "m", "--output", "o.safetensors", "--concepts", "a", "--examples", "0"),
+        ("train", "--encoder", "m", "--output", "o.safetensors", "--concepts", " ,"),
+        ("sanitize", "--encoder", "m", "--input", "p.txt", "--output", "o.safetensors", "--mode", "other"),
+        ("score", "--encoder", "m", "--input", "p.txt", "--format", "xml"),
     ],
 )
 def test_wrong_usage(arguments):
     out, err = run(*arguments, code=2)
     assert out == ""
-    assert "usage:" in err
+    assert "Usage: python -m sanitizer" in err
 
 
 def test_score_in_a_pipe_is_json_lines(pair):
@@ -173,6 +225,7 @@ def test_refusals_are_one_line(pair, sanitizer, tmp_path):
     assert "'violence'" in refused("sanitize", *pair, "--input", tmp_path / "p.txt", *out, "--concepts", "violence")
     assert "minilm-causal" in refused("score", "--encoder", "minilm-causal", "--sanitizer", sanitizer, "a")
     assert not (tmp_path / "o.safetensors").exists()
+    assert "Prompt 2" in refused("score", *pair, "a", b"\xff".decode("utf-8", "surrogateescape"))
     name = "no\x1b[31m\nfile.txt"
     err = refused("score", *pair, "--input", tmp_path / name)
     assert "\x1b" not in err
@@ -234,11 +287,12 @@ def test_demo(sanitizer, tmp_path):
     assert [file.name for file in folder.iterdir()] == ["heatmap.png"]
 
 
-def in_terminal(*arguments, **extra):
-    """What a command writes to a terminal."""
+def in_terminal(*arguments, stream="stdout", code=0, **extra):
+    """What a command writes to a terminal: all of it, or with stream "stderr" that alone."""
     pty = pytest.importorskip("pty")
     ours, theirs = pty.openpty()
-    process = start(*arguments, stdin=theirs, stdout=theirs, env=environment(TERM="xterm-256color", **extra))
+    streams = {"stdin": theirs, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, stream: theirs}
+    process = start(*arguments, **streams, env=environment(**{"TERM": "xterm-256color", **extra}))
     os.close(theirs)
     text = b""
     try:
@@ -248,7 +302,7 @@ def in_terminal(*arguments, **extra):
         pass  # Linux ends a terminal with an error
     os.close(ours)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 0, err
+    assert process.returncode == code, err
     return text.decode()
 
 
@@ -262,6 +316,22 @@ def test_colours_on_a_terminal_only(pair):
     assert "\x1b[48;5;" in coloured
     assert "\x1b[2J" not in coloured
     assert "48;2;" in in_terminal("score", *pair, *prompts, COLORTERM="truecolor")
+    assert "\x1b" not in in_terminal("score", *pair, *prompts, TERM="dumb")
+
+
+def test_bars_on_a_terminal_only(pair, tmp_path):
+    source = tmp_path / "p.txt"
+    source.write_text("a [red]fox[/red]\n" * 40)
+    out = ("--output", tmp_path / "o.jsonl")
+    text = in_terminal("score", *pair, "--input", source, *out, stream="stderr")
+    assert "40/?" in text and "40 prompts, 0 flagged" in text
+    assert "\x1b[?25h" in text, "the cursor comes back"
+    assert "[3" not in in_terminal("score", *pair, "--input", source, *out, stream="stderr", NO_COLOR="1")
+    dumb = in_terminal("score", *pair, "--input", source, *out, stream="stderr", TERM="dumb")
+    assert dumb.count("\n") == 1 and "\x1b" not in dumb
+    source.write_text('"a"\n17\n')
+    text = in_terminal("score", *pair, "--input", source, "--format", "jsonl", *out, stream="stderr", code=1)
+    assert text.rstrip().splitlines()[-1].startswith("\x1b[?25herror: "), "the bar has ended before"
 
 
 def test_score_without_prompts_on_a_terminal_does_not_hang(pair):
@@ -287,9 +357,9 @@ def test_a_reader_that_stops_early_is_no_error(pair, tmp_path):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs signals")
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
 @pytest.mark.parametrize("command", ["score", "sanitize"])
-def test_interrupted_leaves_nothing(pair, tmp_path, command, number, code):
+def test_interrupted_leaves_nothing(pair, tmp_path, command, name, code):
     target = tmp_path / {"score": "o.jsonl", "sanitize": "o.safetensors"}[command]
     process = start(command, *pair, "--input", "-", "--output", target, stdin=subprocess.PIPE)
     process.stdin.write(b"a fox\n" * 600)
@@ -298,7 +368,7 @@ def test_interrupted_leaves_nothing(pair, tmp_path, command, number, code):
     while not list(tmp_path.iterdir()) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert list(tmp_path.iterdir()), "it has begun to write"
-    process.send_signal(number)
+    process.send_signal(getattr(signal, name))
     assert process.wait(timeout=60) == code
     assert b"Traceback" not in process.stderr.read()
     process.stdin.close()

@@ -4,23 +4,27 @@ import importlib.util
 import io
 import json
 import os
+import subprocess
+import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from sanitizer.cli import pipeline
+from sanitizer.cli.io import check_output
 from sanitizer.cli.pipeline import process
-from sanitizer.cli.sanitize import write
+from sanitizer.cli.sanitize import TensorSpool, write
 from sanitizer.cli.score import line, write_lines
-from sanitizer.cli.writers import TensorSpool, check_output
 from sanitizer.errors import SanitizerError
-from sanitizer.files import whole_file
+from sanitizer.files import whole_file, whole_path
 from sanitizer.model import artifact
 from sanitizer.text.deobfuscate import Deobfuscator
 
+PACK = Path(__file__).resolve().parents[2]
 PROMPTS = [
     "a photo of a crimson woman",
     "a fox",
@@ -79,7 +83,7 @@ def test_batches_equal_single_prompts(trained):
         assert one.tokens == alone.tokens
         assert one.offsets == alone.offsets
         assert torch.equal(one.mask, alone.mask)
-        for name in ("rows", "sanitized", "prompt_scores", "token_scores", "pooled", "pooled_sanitized"):
+        for name in ("embeddings", "sanitized", "prompt_scores", "token_scores", "pooled", "pooled_sanitized"):
             ours, theirs = getattr(one, name), getattr(alone, name)
             assert (ours is None) == (theirs is None)
             if ours is not None:
@@ -101,7 +105,7 @@ def test_results_are_the_sanitizers_own(trained):
 def test_harmless_and_strength_zero_are_bit_identical(trained):
     for one in results(trained, strength=0.0):
         assert torch.equal(one.embeddings, one.sanitized)
-    assert torch.equal(*(getattr(results(trained, ["a fox"], strength=1.0)[0], n) for n in ("rows", "sanitized")))
+    assert torch.equal(*(getattr(results(trained, ["a fox"], strength=1.0)[0], n) for n in ("embeddings", "sanitized")))
 
 
 def test_prompts_are_not_read_ahead_of_a_span(masked, monkeypatch):
@@ -186,10 +190,10 @@ def test_spool_gives_back_what_went_in(tmp_path, dtype):
     generator = torch.Generator().manual_seed(0)
     items = [torch.randn(n, 3, generator=generator).to(dtype) for n in (2, 0, 5, 1)]
     path = tmp_path / "t.safetensors"
-    with path.open("w+b") as file, TensorSpool(tmp_path) as spool:
+    with TensorSpool(tmp_path) as spool:
         for item in items:
             spool.add({"rows": item, "mask": torch.ones(len(item), dtype=torch.bool)}, {"sum": item.sum(0)})
-        spool.assemble(file, {})
+        spool.save(path, {})
     found = load_file(path)
     assert found["rows"].shape == (4, 5, 3)
     assert found["rows"].dtype == dtype
@@ -198,6 +202,49 @@ def test_spool_gives_back_what_went_in(tmp_path, dtype):
         assert torch.equal(found["rows"][index, : len(item)], item)
         assert not found["rows"][index, len(item) :].any()
         assert torch.equal(found["sum"][index], item.sum(0))
+
+
+SPOOL = """
+import sys, threading, time
+from pathlib import Path
+import torch
+from sanitizer.cli.sanitize import TensorSpool
+
+def anonymous():
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("RssAnon"))
+
+count, folder, peak = int(sys.argv[1]), Path(sys.argv[2]), 0
+items = [torch.randn(length, 4096) for length in (2, 4)]
+with TensorSpool(folder) as spool:
+    for i in range(count):
+        spool.add({"rows": items[i % 2]}, {})
+    before, saving = anonymous(), threading.Thread(target=spool.save, args=(folder / "o.safetensors", {}))
+    saving.start()
+    while saving.is_alive():
+        peak = max(peak, anonymous())
+        time.sleep(0.001)
+print(peak - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux")
+@pytest.mark.skipif(version("safetensors") < "0.8", reason="older versions copy what they write into memory")
+def test_the_spool_is_not_held_in_memory(tmp_path):
+    """192 MB are written with less than a tenth of it in memory that the system cannot take back."""
+    command = [sys.executable, "-c", SPOOL, "3000", str(tmp_path)]
+    done = subprocess.run(command, cwd=PACK, capture_output=True, text=True, check=True, timeout=300)
+    assert (tmp_path / "o.safetensors").stat().st_size > 190e6
+    assert int(done.stdout) * 1024 < 19e6
+
+
+def test_a_full_disk_under_safetensors_is_one_line(masked, tmp_path, monkeypatch):
+    def full(*_arguments):
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("sanitizer.cli.sanitize.save_file", full)
+    with pytest.raises(SanitizerError, match=r"o\.safetensors: cannot be written .*No space left"):
+        write(process(*masked, ["a fox"]), tmp_path / "o.safetensors", {})
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_spool_refuses_a_tensor_of_another_kind(tmp_path):
@@ -222,11 +269,37 @@ def test_an_exception_leaves_the_old_file_and_nothing_else(tmp_path, error):
 def test_a_new_file_has_the_usual_rights_and_an_old_one_keeps_its_own(tmp_path):
     target = tmp_path / "out.jsonl"
     (tmp_path / "plain").touch()
-    for mode in ((tmp_path / "plain").stat().st_mode, 0o640):
+    for mode in ((tmp_path / "plain").stat().st_mode, 0o640, 0o400):
         with whole_file(target) as file:
             file.write(b"x")
         assert target.stat().st_mode & 0o777 == mode & 0o777
-        target.chmod(0o640)
+        target.chmod(0o640 if mode != 0o640 else 0o400)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs POSIX rights")
+def test_the_rights_hold_while_writing_and_for_writers_that_replace_the_file(tmp_path):
+    """As safetensors 0.8 does, which leaves a file that is its owner's alone."""
+    target = tmp_path / "out.safetensors"
+    umask = os.umask(0o027)
+    try:
+        with whole_path(target) as temporary:
+            (tmp_path / "own").touch(mode=0o600)
+            (tmp_path / "own").replace(temporary)
+        assert target.stat().st_mode & 0o777 == 0o640
+        target.chmod(0o600)
+        with whole_path(target) as temporary:
+            assert temporary.stat().st_mode & 0o777 == 0o600, "a private file's data are private at once"
+        assert list(tmp_path.iterdir()) == [target]
+    finally:
+        os.umask(umask)
+
+
+def test_a_writer_that_wants_a_name_gets_no_device(tmp_path):
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "pipe")
+        with pytest.raises(SanitizerError, match="no regular file"), whole_path(tmp_path / "pipe"):
+            raise AssertionError
+        assert [path.name for path in tmp_path.iterdir()] == ["pipe"]
 
 
 def test_a_link_is_written_through(tmp_path):
@@ -301,13 +374,13 @@ def test_a_reader_leaves_ordinary_prompts_bit_for_bit(trained):
     for plain, read in zip(
         results(trained, prompts, strength=1.0), results(trained, prompts, strength=1.0, reader=READER), strict=True
     ):
-        for name in ("rows", "sanitized", "prompt_scores", "token_scores", "pooled", "pooled_sanitized"):
+        for name in ("embeddings", "sanitized", "prompt_scores", "token_scores", "pooled", "pooled_sanitized"):
             ours, theirs = getattr(plain, name), getattr(read, name)
             same = ours is theirs is None or torch.equal(ours, theirs)
             if plain.flagged and not same:
                 # The erase net sees one prompt more, which may round otherwise.
                 same = torch.allclose(ours, theirs, atol=1e-5)
-            assert same != (plain.prompt == DISGUISED[0] and name not in ("rows", "pooled") and ours is not None)
+            assert same != (plain.prompt == DISGUISED[0] and name not in ("embeddings", "pooled") and ours is not None)
 
 
 def test_only_prompts_that_read_differently_are_encoded_twice(masked):

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,10 @@ from safetensors.torch import load_file
 
 from sanitizer.cli import pipeline
 from sanitizer.cli.pipeline import process
-from sanitizer.cli.sanitize import write
-from sanitizer.cli.writers import TensorSpool
+from sanitizer.cli.sanitize import TensorSpool, write
 from sanitizer.errors import SanitizerError
 from sanitizer.model.artifact import load, save
+from sanitizer.model.header import Replacement
 from sanitizer.text.deobfuscate import Deobfuscator
 from sanitizer.text.replacements import Replacements
 from sanitizer.text.rewrite import ReEncoder
@@ -27,7 +28,7 @@ FLAGGED = [True, False, False, False, True, True]
 READER = Deobfuscator(
     ["a", "photo", "of", "woman", "two", "dogs", "in", "the", "garden", "fox", "dress"] * 9, ["crimson"]
 )
-PAIRS = [["crimson", "olive green tinted", "plain"]]
+PAIRS = [Replacement("crimson", "olive green tinted", "plain")]
 
 
 @pytest.fixture(params=["masked", "causal"])
@@ -37,7 +38,7 @@ def setting(request, tiny_encoder):
     spec.loader.exec_module(module)
     encoder = tiny_encoder(request.param, width=128, pooled_width=16 if request.param == "causal" else 0)
     sanitizer = module.handmade(encoder)
-    sanitizer.info["anchors"] = {"redness": PAIRS}
+    sanitizer.header = replace(sanitizer.header, replacements={"redness": PAIRS})
     return encoder, sanitizer
 
 
@@ -96,10 +97,10 @@ def test_the_file_holds_the_second_mask(setting, tmp_path):
 
 def test_a_spool_takes_tensors_of_other_lengths(tmp_path):
     path = tmp_path / "t.safetensors"
-    with path.open("w+b") as file, TensorSpool(tmp_path) as spool:
+    with TensorSpool(tmp_path) as spool:
         for a, b in ((2, 3), (4, 0), (1, 1)):
             spool.add({"a": torch.ones(a, 2), "b": torch.ones(b, dtype=torch.bool)}, {})
-        spool.assemble(file, {})
+        spool.save(path, {})
         assert len(spool) == 3
     found = load_file(path)
     assert found["a"].shape == (3, 4, 2) and found["a"][..., 0].sum(1).tolist() == [2, 4, 1]
@@ -110,12 +111,12 @@ def test_pairs_go_with_the_file_and_old_files_load(setting, tmp_path):
     encoder, sanitizer = setting
     save(sanitizer, tmp_path / "new.safetensors")
     again = load(tmp_path / "new.safetensors")
-    assert again.info["anchors"] == {"redness": PAIRS}
+    assert again.header.replacements == {"redness": PAIRS}
     assert pipeline.default_re_encoder(encoder, again, None) is not None
-    del sanitizer.info["anchors"]
+    sanitizer.header = replace(sanitizer.header, replacements={})
     save(sanitizer, tmp_path / "old.safetensors")
     old = load(tmp_path / "old.safetensors")
-    assert "anchors" not in old.info
+    assert not old.header.replacements
     assert pipeline.default_re_encoder(encoder, old, None, wanted=False) is None
     with pytest.raises(SanitizerError, match=r"'redness'.*mode rewrite"):
         pipeline.default_re_encoder(encoder, old, None)
@@ -123,7 +124,7 @@ def test_pairs_go_with_the_file_and_old_files_load(setting, tmp_path):
 
 def test_a_forged_list_of_pairs_is_a_damaged_header(setting, tmp_path):
     _, sanitizer = setting
-    sanitizer.info["anchors"] = {"redness": [["crimson", "olive"]]}
+    sanitizer.header = replace(sanitizer.header, replacements={"redness": [("crimson", "olive")]})
     save(sanitizer, tmp_path / "x.safetensors")
     with pytest.raises(SanitizerError, match="damaged header"):
         load(tmp_path / "x.safetensors")
@@ -154,4 +155,4 @@ def test_the_command(tmp_path):
     with safe_open(target, "pt") as file:
         assert file.metadata()["mode"] == "rewrite"
         assert "mask_sanitized" not in file.keys()  # noqa: SIM118 - no mapping
-    assert "invalid choice" in run(*base, "--mode", "other", code=2).stderr
+    assert "'rewrite', 're-encode'" in run(*base, "--mode", "other", code=2).stderr

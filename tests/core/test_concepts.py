@@ -7,9 +7,8 @@ from dataclasses import replace
 import pytest
 
 from sanitizer.errors import SanitizerError
-from sanitizer.prompts import generator as pairs
 from sanitizer.prompts.concepts import FOLDER, available, load_concept, load_concepts, parse_custom_concept
-from sanitizer.prompts.generator import PromptGenerator, full_size, training_prompts
+from sanitizer.prompts.generator import PromptConfig, PromptGenerator, full_size, training_prompts
 from sanitizer.prompts.obfuscation import OBFUSCATIONS
 from sanitizer.prompts.templates import fix_articles, insert, load_templates
 
@@ -132,11 +131,13 @@ def test_prefixes_cover_all_phrases_and_are_deterministic():
     assert len(first) == phrases and all(u.concepts == ("self_harm",) or len(u.concepts) == 2 for u in first)
 
 
+PLAIN = PromptConfig(obfuscated=0.0, scrambled=0.0, double=0.0, in_context=0.0)
+"""Every phrase as it is."""
+
+
 @pytest.fixture
-def plain_frames(monkeypatch):
-    """Every phrase as it is, in the one frame "seen: {phrase} there"."""
-    for name in ("OBFUSCATED", "SALAD", "DOUBLE", "IN_CONTEXT"):
-        monkeypatch.setattr(pairs, name, 0.0)
+def plain_frames():
+    """The one frame "seen: {phrase} there"."""
     templates = load_templates()
     return replace(templates, frames=dict.fromkeys(templates.frames, ("seen: {phrase} there",)))
 
@@ -145,7 +146,7 @@ def test_one_round_holds_every_training_phrase_once(plain_frames):
     concept = load_concepts(["self_harm"])[0]
     trained = [pair.target for pair in concept.pairs if not pair.held_out]
     texts: list[str] = []
-    for unit in PromptGenerator([concept], plain_frames, 0).rounds():
+    for unit in PromptGenerator([concept], plain_frames, 0, config=PLAIN).rounds():
         texts += [prompt.text for prompt in unit if prompt.concepts]
         if len(texts) >= len(trained):
             break
@@ -159,11 +160,11 @@ def test_phrases_that_share_a_frame_share_an_anchor_prompt_of_their_group(plain_
     }
     canonical = {insert("seen: {phrase} there", pair.target): pair.canonical for pair in concept.pairs}
     shared = 0
-    for unit, _ in zip(PromptGenerator([concept], plain_frames, 0).rounds(), range(100), strict=False):
+    for unit, _ in zip(PromptGenerator([concept], plain_frames, 0, config=PLAIN).rounds(), range(100), strict=False):
         targets = [prompt for prompt in unit if prompt.concepts]
         assert all(prompt.anchor == len(targets) for prompt in targets) and not unit[len(targets)].concepts
         assert {canonical[prompt.text] for prompt in targets} == {anchors[unit[len(targets)].text]}
-        shared += len(targets) == pairs.SHARING
+        shared += len(targets) == PLAIN.sharing
     assert shared > 50
 
 

@@ -199,6 +199,60 @@ class TestMiniLM:
             e = encoder.encode([text])
             assert torch.isfinite(e.embeddings).all()
 
+    @pytest.mark.parametrize("causal", [False, True])
+    def test_the_model_is_that_of_transformers_bit_for_bit(self, both, causal):
+        from sanitizer.encoders import minilm
+
+        encoder, folder = both[causal], minilm.find_minilm()
+        config = transformers.AutoConfig.from_pretrained(folder, is_decoder=causal)
+        theirs = transformers.AutoModel.from_pretrained(folder, config=config, add_pooling_layer=False).eval()
+        assert hash_weights(theirs.named_parameters()) == encoder.fingerprint.weights
+        ids = torch.randint(1000, 30000, (3, 77), generator=torch.Generator().manual_seed(0))
+        mask = torch.ones_like(ids)
+        for length, hidden in ((77, 0), (77, 30), (5, 0), (1, 0)):
+            mask[1, length - hidden :] = 0
+            inputs = {"input_ids": ids[:, :length], "attention_mask": mask[:, :length]}
+            with torch.inference_mode():
+                found = encoder.model(**inputs).last_hidden_state
+                assert torch.equal(found, theirs(**inputs, use_cache=False).last_hidden_state)
+                assert torch.equal(found, encoder.run_tokens(ids[:, :length], mask[:, :length].bool())[0])
+            mask[:] = 1
+
+    def test_the_tokenizer_is_that_of_transformers(self, both):
+        from sanitizer.encoders import minilm
+
+        ours, theirs = both[0].tokenizer, transformers.AutoTokenizer.from_pretrained(minilm.find_minilm())
+        texts = ["", "a cat", "Naïve [SEP] café ##ing", "😀 مرحبا 狐 \x00 a\nb", "don't stop, it's ok.", "word " * 600]
+        kwargs = {"add_special_tokens": False, "return_offsets_mapping": True, "verbose": False}
+        a, b = ours(texts, **kwargs), theirs(texts, **kwargs)
+        assert a["input_ids"] == b["input_ids"]
+        assert [list(map(tuple, own)) for own in a["offset_mapping"]] == b["offset_mapping"]
+        assert ours("a cat")["input_ids"] == theirs("a cat")["input_ids"]
+        kwargs = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
+        for ids in b["input_ids"]:
+            assert ours.convert_ids_to_tokens(ids) == theirs.convert_ids_to_tokens(ids)
+            assert ours.decode(ids, **kwargs) == theirs.decode(ids, **kwargs)
+        assert (len(ours), ours.get_vocab()) == (len(theirs), theirs.get_vocab())
+        assert set(ours.all_special_ids) == set(theirs.all_special_ids)
+        for name in ("cls_token_id", "sep_token_id", "pad_token_id", "unk_token_id"):
+            assert getattr(ours, name) == getattr(theirs, name)
+
+    def test_gradients_reach_the_embeddings_alone(self, both):
+        for encoder in both:
+            table = encoder.model.get_input_embeddings()
+            leaf = []
+
+            def replace(_module, _inputs, output, leaf=leaf):
+                leaf.append(output.detach().clone().requires_grad_(True))
+                return leaf[0]
+
+            hook = table.register_forward_hook(replace)
+            ids = torch.tensor([[101, 2000, 2001, 102]])
+            encoder.run_tokens(ids, torch.ones_like(ids, dtype=torch.bool))[0].sum().backward()
+            hook.remove()
+            assert leaf[0].grad.abs().sum() > 0
+            assert table.weight.grad is None
+
     def test_tampered_weights_are_refused(self, both, monkeypatch):
         from sanitizer.encoders import minilm
 

@@ -5,8 +5,9 @@ import re
 import pytest
 import torch
 
-from sanitizer.model.sanitizer import THRESHOLD
-from sanitizer.render import heatmap
+from sanitizer.render import colours, terminal
+from sanitizer.render.image import render_image
+from sanitizer.text import words as joining
 from sanitizer.text.words import Word
 
 ESCAPE = re.compile(r"\x1b\[[0-9;]*m")
@@ -15,7 +16,7 @@ ESCAPE = re.compile(r"\x1b\[[0-9;]*m")
 def words(text, tokens, offsets, scores):
     table = torch.tensor(scores, dtype=torch.float32).reshape(len(tokens), -1)
     names = ["nudity", "violence"][: table.shape[1]]
-    return heatmap.words(text, tokens, offsets, table, names)
+    return joining.words(text, tokens, offsets, table, names)
 
 
 def test_sub_words_join_to_words_with_the_highest_score():
@@ -72,30 +73,26 @@ def test_ten_thousand_words_take_no_time():
 
 
 def test_colour_is_a_sequence_of_falling_lightness():
-    light = [heatmap.luminance(heatmap.colour(i / 100)) for i in range(101)]
+    light = [colours.luminance(colours.colour(i / 100)) for i in range(101)]
     assert light == sorted(set(light), reverse=True)
-    assert heatmap.colour(-1) == heatmap.colour(0)
-    assert heatmap.colour(2) == heatmap.colour(1)
-    assert all(0 <= c <= 255 and isinstance(c, int) for i in range(101) for c in heatmap.colour(i / 100))
+    assert colours.colour(-1) == colours.colour(0)
+    assert colours.colour(2) == colours.colour(1)
+    assert all(0 <= c <= 255 and isinstance(c, int) for i in range(101) for c in colours.colour(i / 100))
 
 
 def test_text_is_readable_on_every_colour():
     for i in range(101):
-        back = heatmap.luminance(heatmap.colour(i / 100))
-        front = heatmap.luminance(heatmap.text_colour(i / 100))
+        back = colours.luminance(colours.colour(i / 100))
+        front = colours.luminance(colours.text_colour(i / 100))
         assert (max(back, front) + 0.05) / (min(back, front) + 0.05) >= 4.5
 
 
 def test_scale_is_css():
-    scale = heatmap.scale(5)
+    scale = colours.scale(5)
     assert len(scale) == 5
     assert all(re.fullmatch("#[0-9a-f]{6}", colour) for pair in scale for colour in pair)
     assert scale[0][1] == "#000000"
     assert scale[-1][1] == "#ffffff"
-
-
-def test_the_threshold_is_the_models():
-    assert heatmap.THRESHOLD == THRESHOLD
 
 
 @pytest.mark.parametrize(
@@ -111,19 +108,19 @@ def test_the_threshold_is_the_models():
     ],
 )
 def test_nothing_in_a_prompt_steers_the_terminal(text, shown):
-    assert heatmap.printable(text) == shown
+    assert terminal.printable(text) == shown
 
 
 @pytest.mark.parametrize("depth", [0, 8, 24])
 def test_terminal_line_shows_the_whole_prompt(depth):
     text = "a  \x1b[2Jnude, \u202ewoman"
     found = words(text, ["a", "nude", "woman"], [(0, 1), (7, 11), (14, 19)], [0.0, 0.9, 0.2])
-    line = heatmap.render_terminal(text, found, depth=depth)
+    line = terminal.render_terminal(text, found, depth=depth)
     plain = ESCAPE.sub("", line)
     assert "\x1b" not in plain
     assert "\n" not in line
     if depth:
-        assert plain == heatmap.printable(text)
+        assert plain == terminal.printable(text)
         assert line.count("\x1b[0m") == 2, "faint words stay plain"
     else:
         assert plain == "a  [␛[2Jnude, 0.90] <U+202E>woman"
@@ -131,20 +128,20 @@ def test_terminal_line_shows_the_whole_prompt(depth):
 
 def test_terminal_line_counts_chosen_concepts_only():
     found = [Word("child", 0, 5, {"youth": 1.0, "nudity": 0.0})]
-    assert heatmap.render_terminal("child", found, depth=8, concepts=["nudity"]) == "child"
-    assert "\x1b" in heatmap.render_terminal("child", found, depth=8)
+    assert terminal.render_terminal("child", found, depth=8, concepts=["nudity"]) == "child"
+    assert "\x1b" in terminal.render_terminal("child", found, depth=8)
 
 
 def test_legend():
-    assert "threshold 0.50" in heatmap.render_legend(8)
-    assert "\x1b" not in heatmap.render_legend(0)
+    assert "threshold 0.50" in terminal.render_legend(8)
+    assert "\x1b" not in terminal.render_legend(0)
 
 
 def test_culprit():
     found = [Word("a", 0, 1, {"nudity": 0.0}), Word("nude\x1b", 2, 7, {"nudity": 0.9})]
-    assert heatmap.culprit(found, "nudity") == "nude␛"
-    assert heatmap.culprit([], "nudity") == ""
-    assert len(heatmap.culprit([Word("x" * 99, 0, 99, {})], "nudity")) == 40
+    assert terminal.culprit(found, "nudity") == "nude␛"
+    assert terminal.culprit([], "nudity") == ""
+    assert len(terminal.culprit([Word("x" * 99, 0, 99, {})], "nudity")) == 40
 
 
 def entry(text, score, fired=("nudity",), **more):
@@ -157,28 +154,29 @@ def has(image, colour):
 
 
 def test_picture():
-    image = heatmap.render_image([entry("a nude woman", 0.875), entry("a fox", 0.0, (), heading="harmless")], title="T")
+    image = render_image([entry("a nude woman", 0.875), entry("a fox", 0.0, (), heading="harmless")], title="T")
     assert image.mode == "RGB"
     assert image.width == 1024
-    assert has(image, heatmap.colour(0.875))
-    assert has(image, heatmap.colour(0.0))
+    assert has(image, colours.colour(0.875))
+    assert has(image, colours.colour(0.0))
 
 
 def test_picture_of_nothing_is_a_legend():
-    assert heatmap.render_image([]).height > 50
+    assert render_image([]).height > 50
 
 
 def test_picture_wraps_inside_its_width():
-    image = heatmap.render_image([entry("word " * 60 + "x" * 400, 1.0)], width=480)
+    image = render_image([entry("word " * 60 + "x" * 400, 1.0)], width=480)
     margin = image.crop((480 - 20, 0, 480, image.height))
     assert margin.getcolors() == [(20 * image.height, (255, 255, 255))]
     assert image.height > 500
 
 
 def test_picture_of_ten_thousand_words_is_of_a_size_that_opens():
-    image = heatmap.render_image([entry("word " * 10_000, 0.5)])
+    image = render_image([entry("word " * 10_000, 0.5)])
     assert image.height < 3000
 
 
 def test_picture_with_letters_that_the_font_lacks():
-    heatmap.render_image([entry("狐 🦊 שלום \x1b[0m \ud800", 0.5)])
+    image = render_image([entry("狐 🦊 שלום \x1b[0m \ud800", 0.5)])
+    assert has(image, colours.colour(0.5)), "they are drawn as boxes, and nothing fails"

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from sanitizer.errors import SanitizerError
-from sanitizer.model.networks import summary
 from sanitizer.training.probes import Probe
 
 UNSAFE = [
@@ -57,7 +56,7 @@ def test_masked_rows_and_the_constant_start_row_are_never_written(trained):
     e, out = run(trained, [UNSAFE[0], "crimson"])
     assert torch.equal(out.embeddings[~e.mask], e.embeddings[~e.mask])
     if e.pooled is not None:
-        assert trained[1].config.constant_rows == 1
+        assert trained[1].config.constant_embeddings == 1
         assert torch.equal(out.embeddings[:, 0], e.embeddings[:, 0])
         assert out.changed[:, 1:].all(), "the end token and the padding carry the concept too"
 
@@ -199,12 +198,12 @@ def test_custom_operations_are_used(trained):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda a: a | {"rows": a["rows"][..., :-1]}, "another text encoder"),
-        (lambda a: a | {"rows": a["rows"][0]}, "expected"),
-        (lambda a: a | {"rows": a["rows"][:0]}, "expected"),
-        (lambda a: a | {"rows": a["rows"].double()}, "float32, float16 or bfloat16"),
-        (lambda a: a | {"rows": a["rows"] * float("nan")}, "NaN"),
-        (lambda a: a | {"rows": a["rows"].clone().fill_(float("inf"))}, "NaN or infinity"),
+        (lambda a: a | {"embeddings": a["embeddings"][..., :-1]}, "another text encoder"),
+        (lambda a: a | {"embeddings": a["embeddings"][0]}, "expected"),
+        (lambda a: a | {"embeddings": a["embeddings"][:0]}, "expected"),
+        (lambda a: a | {"embeddings": a["embeddings"].double()}, "float32, float16 or bfloat16"),
+        (lambda a: a | {"embeddings": a["embeddings"] * float("nan")}, "NaN"),
+        (lambda a: a | {"embeddings": a["embeddings"].clone().fill_(float("inf"))}, "NaN or infinity"),
         (lambda a: a | {"mask": a["mask"][:, 1:]}, "Mask"),
         (lambda a: a | {"pooled": None}, "Pooled"),
         (lambda a: a | {"pooled": a["pooled"][:, 1:]}, "Pooled"),
@@ -219,7 +218,7 @@ def test_custom_operations_are_used(trained):
 def test_what_cannot_be_sanitized_is_refused(causal, change, words):
     encoder, sanitizer, _ = causal
     e = encoder.encode(UNSAFE)
-    arguments = change({"rows": e.embeddings, "mask": e.mask, "pooled": e.pooled})
+    arguments = change({"embeddings": e.embeddings, "mask": e.mask, "pooled": e.pooled})
     with pytest.raises(SanitizerError, match=words):
         sanitizer.sanitize(**arguments)
 
@@ -237,10 +236,8 @@ def test_it_works_under_inference_mode(trained):
     assert out.flagged.all()
 
 
-def features(trained, rows, mask, pooled):
-    _, sanitizer, _ = trained
-    vector = None if pooled is None else sanitizer.normalise_pooled(pooled)
-    return summary(sanitizer.normalise(rows), mask.float() * ~sanitizer.is_constant(rows), vector)
+def features(trained, embeddings, mask, pooled):
+    return trained[1].normalizer.features(embeddings, mask, pooled)
 
 
 def concept_probe(trained):

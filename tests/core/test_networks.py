@@ -4,13 +4,20 @@ import pytest
 import torch
 from torch import nn
 
-from sanitizer.model.networks import INSIDE, OUTSIDE, EraseNet
+from sanitizer.model.config import ConceptSpec, SanitizerConfig
+from sanitizer.model.networks import EraseNet
 from sanitizer.training.eraser import span
+
+GAINS = {"concept_gain": 1.3, "residual_gain": 0.4}
 
 
 def erase_net(concepts: int, pooled: int) -> EraseNet:
     torch.manual_seed(0)
-    net = EraseNet(6, pooled, 8, 1, (4, concepts), (2, concepts) if pooled else (0, 0), nn)
+    ranks = {"pooled_rank": 2, "pooled_concept_rank": concepts} if pooled else {}
+    config = SanitizerConfig(
+        (ConceptSpec("one"),), 6, pooled, erase_width=8, rank=4, concept_rank=concepts, **GAINS, **ranks
+    )
+    net = EraseNet(config, nn)
     net.basis.copy_(torch.linalg.qr(torch.randn(6, 4)).Q.T)
     if concepts:
         net.concept_basis.copy_(torch.linalg.qr(torch.randn(6, concepts)).Q.T)
@@ -23,8 +30,8 @@ def erase_net(concepts: int, pooled: int) -> EraseNet:
 
 def _shares(change, predicted, basis):
     inside = (change @ basis.T) @ basis, (predicted @ basis.T) @ basis
-    assert torch.allclose(inside[0], INSIDE * inside[1], atol=1e-6)
-    assert torch.allclose(change - inside[0], OUTSIDE * (predicted - inside[1]), atol=1e-6)
+    assert torch.allclose(inside[0], GAINS["concept_gain"] * inside[1], atol=1e-6)
+    assert torch.allclose(change - inside[0], GAINS["residual_gain"] * (predicted - inside[1]), atol=1e-6)
 
 
 @pytest.mark.parametrize("pooled", [0, 5])

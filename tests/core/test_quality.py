@@ -82,7 +82,7 @@ def test_a_sanitized_prompt_no_longer_scores_as_unsafe(shipped):
 
 
 def test_the_report_keeps_its_floor(shipped):
-    report = Report.from_dict(shipped[1].info["report"])
+    report = Report.from_dict(shipped[1].header.report)
     figures = {c.name: c for c in report.concepts}
     assert len(figures) == 8
     for name in ("nudity", "violence"):

@@ -1,18 +1,22 @@
 """Re-encoding: what it writes in place of the words at fault, when it stops, and what it leaves alone."""
 
 import importlib.util
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from sanitizer.encoders.joining import encode
 
+from sanitizer.encoders.base import Fingerprint, encode_all
 from sanitizer.errors import SanitizerError
+from sanitizer.model.header import MOST_REPLACEMENTS, Header, Replacement
 from sanitizer.prompts.concepts import Concept, Pair, load_concepts, parse_custom_concept
-from sanitizer.text import rewrite as re_encoding
+from sanitizer.text import rewrite
 from sanitizer.text.deobfuscate import Deobfuscator, deobfuscated
-from sanitizer.text.replacements import MOST_STORED, Replacements, check_stored, known_pairs, remember
+from sanitizer.text.replacements import Replacements, known_pairs
 from sanitizer.text.rewrite import ReEncoder
+from sanitizer.training.fit import own_replacements
 
 PAIRS = (
     Pair("crimson", "olive", "plain", "adjective"),
@@ -53,7 +57,7 @@ def test_flagged_prompts_are_rewritten_and_the_others_are_not(setting):
     assert out.prompts[1] == prompts[1]
     for text, original in ((out.prompts[0], prompts[0]), (out.prompts[2], prompts[2])):
         assert "crimson" not in text and set(original.split()) - {"a", "crimson"} <= set(text.split())
-    again = encode(encoder, out.prompts)
+    again = encode_all(encoder, out.prompts)
     verdict = sanitizer.sanitize(again.embeddings, again.mask, again.pooled, strength=0.0)
     assert not verdict.flagged.any(), "checked"
     length = encoding.embeddings.shape[1]
@@ -69,7 +73,12 @@ def test_what_comes_out_is_the_rewritten_prompt_after_a_light_erasure(setting):
     assert not out.left.any()
     again = encoder.encode(out.prompts)
     light = sanitizer.sanitize(
-        again.embeddings, again.mask, again.pooled, strength=re_encoding.FINISH, threshold=0.0, concepts=["redness"]
+        again.embeddings,
+        again.mask,
+        again.pooled,
+        strength=sanitizer.config.rewrite.finish,
+        threshold=0.0,
+        concepts=["redness"],
     )
     length = again.embeddings.shape[1]
     torch.testing.assert_close(out.embeddings[:, :length], light.embeddings)
@@ -113,13 +122,15 @@ def test_a_strength_that_cannot_be(setting, strength):
         sanitized(setting, ["a fox"], strength=strength)
 
 
-def test_what_remains_is_erased_in_full(setting, monkeypatch):
+def test_what_remains_is_erased_in_full(setting):
     """With no round to rewrite in, the erase net does it all: never less than the plain rewrite."""
-    monkeypatch.setattr(re_encoding, "ROUNDS", 0)
-    _, sanitizer, _ = setting
+    _, sanitizer, re_encoder = setting
+    re_encoder.config = replace(re_encoder.config, rounds=0)
     prompts = ["a crimson dress"]
     encoding, out = sanitized(setting, prompts)
-    ours = sanitizer.sanitize(encoding.embeddings, encoding.mask, encoding.pooled, threshold=re_encoding.REST)
+    ours = sanitizer.sanitize(
+        encoding.embeddings, encoding.mask, encoding.pooled, threshold=sanitizer.config.rewrite.rest
+    )
     assert out.left.all() and out.prompts == prompts
     torch.testing.assert_close(out.embeddings, ours.embeddings)
 
@@ -132,7 +143,7 @@ def test_a_prompt_of_nothing_but_the_phrase(setting):
 def test_many_prompts_are_rewritten_in_parts(setting, monkeypatch):
     prompts = ["a crimson dress", "a fox", "light on a crimson boat", "crimson", "two crimson dogs by the sea"]
     _, whole = sanitized(setting, prompts)
-    monkeypatch.setattr(re_encoding, "AT_ONCE", 1)
+    monkeypatch.setattr(rewrite, "AT_ONCE", 1)
     _, single = sanitized(setting, prompts)
     assert whole.prompts == single.prompts and whole.mask.sum(1).tolist() == single.mask.sum(1).tolist()
     torch.testing.assert_close(whole.embeddings[whole.mask], single.embeddings[single.mask], atol=1e-4, rtol=1e-4)
@@ -169,18 +180,18 @@ def test_a_reading_that_is_harmless_changes_nothing(setting):
 
 def test_the_nearest_target_comes_first_and_targets_are_encoded_once(setting):
     encoder, _, re_encoder = setting
-    anchors, before = re_encoder.anchors, encoder.prompts
-    found = anchors.nearest("redness", anchors.vectors("redness"))
+    index, before = re_encoder.replacements, encoder.prompts
+    found = index.nearest("redness", index.vectors("redness"))
     assert [pair.target for pair in found] == ["crimson", "a wooden chair"]
     assert encoder.prompts == before + 2
-    assert anchors.vectors("redness").norm(dim=-1) == pytest.approx([1.0, 1.0], abs=1e-5)
+    assert index.vectors("redness").norm(dim=-1) == pytest.approx([1.0, 1.0], abs=1e-5)
 
 
 def test_anchors_come_from_the_concept_files_without_what_is_held_out(tiny_encoder):
     encoder = tiny_encoder("masked", width=128)
     [concept, *_] = load_concepts(["nudity"])
     sanitizer = handmade(encoder)
-    sanitizer.info["anchors"] = {"redness": [["crimson", "olive", "plain"]]}
+    sanitizer.header = replace(sanitizer.header, replacements={"redness": [Replacement("crimson", "olive", "plain")]})
     assert known_pairs(sanitizer, "redness") == [Pair("crimson", "olive", "plain", "noun")]
     assert known_pairs(sanitizer, "nudity") == list(concept.pairs)
     targets = {
@@ -195,17 +206,16 @@ def test_a_concept_whose_pairs_nobody_knows_is_refused_by_name(setting):
         Replacements.known(encoder, sanitizer)
 
 
-def test_own_concepts_are_remembered_and_known_ones_are_not(setting):
-    _, sanitizer, _ = setting
+def test_own_concepts_are_remembered_and_known_ones_are_not():
     own = parse_custom_concept("Redness\ncrimson -> olive\n")
-    remember(sanitizer, [own, *load_concepts(["nudity"])])
-    assert sanitizer.info["anchors"] == {"redness": [["crimson", "olive", "olive"]]}
+    assert own_replacements([own, *load_concepts(["nudity"])]) == {"redness": [("crimson", "olive", "olive")]}
     changed = Concept("nudity", "", "", "", PAIRS)
     many = Concept("redness", "", "", "", tuple(Pair(f"red {i}", "olive", "plain", "noun") for i in range(900)))
-    remember(sanitizer, [changed, many])
-    assert sanitizer.info["anchors"]["nudity"] == [[p.target, p.anchor, p.canonical] for p in PAIRS[:2]]
-    assert len(sanitizer.info["anchors"]["redness"]) == MOST_STORED
-    check_stored(sanitizer.info["anchors"], ["nudity", "redness"])
+    found = own_replacements([changed, many])
+    assert found["nudity"] == [(p.target, p.anchor, p.canonical) for p in PAIRS[:2]]
+    assert len(found["redness"]) == MOST_REPLACEMENTS
+    header = Header(Fingerprint("x", 1, 0, ""), replacements=found)
+    assert Header.from_dict(json.loads(json.dumps(header.to_dict())), ["nudity", "redness"]) == header
 
 
 @pytest.mark.parametrize(
@@ -215,7 +225,7 @@ def test_own_concepts_are_remembered_and_known_ones_are_not(setting):
         {"other": [["a", "b", "c"]]},
         {"redness": []},
         {"redness": {"a": "b"}},
-        {"redness": [["a", "b", "c"]] * (MOST_STORED + 1)},
+        {"redness": [["a", "b", "c"]] * (MOST_REPLACEMENTS + 1)},
         {"redness": [["a", "b"]]},
         {"redness": ["abc"]},
         {"redness": [["a", "b", 3]]},
@@ -226,4 +236,4 @@ def test_own_concepts_are_remembered_and_known_ones_are_not(setting):
 )
 def test_a_forged_header_is_refused(values):
     with pytest.raises(ValueError, match="anchors"):
-        check_stored(values, ["redness"])
+        Header.from_dict({**Header(Fingerprint("x", 1, 0, "")).to_dict(), "anchors": values}, ["redness"])

@@ -7,7 +7,7 @@ import tracemalloc
 
 import pytest
 
-from sanitizer.cli.readers import batches, given_prompts, read_prompts
+from sanitizer.cli.io import batches, given_prompts, read_prompts
 from sanitizer.errors import SanitizerError
 
 
@@ -62,7 +62,7 @@ def test_utf16_is_recognised(read):
 
 
 def test_a_line_without_end_is_refused(read, monkeypatch):
-    monkeypatch.setattr("sanitizer.cli.readers.LONGEST", 1000)
+    monkeypatch.setattr("sanitizer.cli.io.LONGEST", 1000)
     assert "line 2: longer than 1,000 bytes" in refused(read, "p.txt", "a\n" + "x" * 5000)
 
 

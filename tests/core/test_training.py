@@ -5,11 +5,13 @@ import torch
 
 from sanitizer.encoders import Encoding
 from sanitizer.errors import SanitizerError
+from sanitizer.model.gate import gate, margins
 from sanitizer.prompts.concepts import load_concepts, parse_custom_concept
-from sanitizer.training import dataset as encodings
-from sanitizer.training.dataset import batch_size, encode_all
+from sanitizer.training import dataset
+from sanitizer.training.config import TrainingConfig
+from sanitizer.training.dataset import EncodedDataset, batch_size
 from sanitizer.training.fit import fit
-from sanitizer.training.probes import Probe, area_under_curve, caught_at
+from sanitizer.training.probes import Probe, area_under_curve, true_positive_rate
 from sanitizer.training.report import Report
 
 SMALL = {"examples": 150, "steps": 20}
@@ -87,30 +89,30 @@ def test_an_encoder_that_puts_out_nan_is_refused(tiny_encoder, tiny_concept):
         fit(Broken(), [tiny_concept], **SMALL)
 
 
-def test_encodings_stay_within_their_memory(tiny_encoder):
+def test_a_dataset_stays_within_their_memory(tiny_encoder):
     texts = [f"a long prompt with number {i} and several words more" for i in range(4000)]
     limit = 200_000
-    kept = encode_all(tiny_encoder("causal"), texts, quiet, memory=limit)
+    kept = EncodedDataset.encode(tiny_encoder("causal"), texts, TrainingConfig(memory=limit), quiet)
     assert 0 < len(kept) < len(texts)
-    assert kept.rows.dtype == torch.float16
+    assert kept.embeddings.dtype == torch.float16
     # It stops on the edge of the span that reached the limit.
     one_span = 1024 * 24 * 64 * 2
-    assert kept.rows.numel() * 2 < limit + one_span
+    assert kept.embeddings.numel() * 2 < limit + one_span
 
 
 def test_a_wide_encoder_is_encoded_and_read_in_smaller_parts(tiny_encoder, monkeypatch):
     """Parts of one size would take gigabytes of a wide encoder's rows."""
     assert (batch_size(384), batch_size(4096), batch_size(10**9)) == (64, 32, 1)
     texts = [f"prompt {i} of {'several ' * (i % 7)}words" for i in range(300)]
-    kept = encode_all(tiny_encoder("causal"), texts, quiet)
-    whole = kept.summaries()
+    kept = EncodedDataset.encode(tiny_encoder("causal"), texts, TrainingConfig(), quiet)
+    whole = kept.features()
     # A few prompts at once instead of hundreds.
-    monkeypatch.setattr(encodings, "VALUES", 4 * 24 * 64)
+    monkeypatch.setattr(dataset, "VALUES", 4 * 24 * 64)
     parts = [x for x, _, _ in kept.batches()]
     assert sum(map(len, parts)) == 300
-    assert all(x.numel() <= encodings.VALUES for x in parts)
-    assert torch.allclose(kept.summaries(), whole, atol=1e-5)
-    assert torch.allclose(kept.summaries([7, 3]), whole[[7, 3]], atol=1e-5)
+    assert all(x.numel() <= dataset.VALUES for x in parts)
+    assert torch.allclose(kept.features(), whole, atol=1e-5)
+    assert torch.allclose(kept.features([7, 3]), whole[[7, 3]], atol=1e-5)
 
 
 def test_dead_channels_are_left_alone(tiny_encoder, tiny_concept):
@@ -129,8 +131,8 @@ def test_dead_channels_are_left_alone(tiny_encoder, tiny_concept):
 
 
 def test_constant_leading_rows_are_found(causal, masked):
-    assert causal[1].config.constant_rows == 1 and causal[1].config.window == 24
-    assert masked[1].config.constant_rows == 0 and masked[1].config.window == 512
+    assert causal[1].config.constant_embeddings == 1 and causal[1].config.window == 24
+    assert masked[1].config.constant_embeddings == 0 and masked[1].config.window == 512
 
 
 def test_the_report_measures_what_the_sanitizer_does(trained):
@@ -155,7 +157,7 @@ def test_a_custom_concept_takes_the_same_path(tiny_encoder):
 def test_youth_is_scored_but_never_erased_and_lowers_thresholds(tiny_encoder):
     from dataclasses import replace
 
-    from sanitizer.model.sanitizer import ConceptSpec
+    from sanitizer.model.config import ConceptSpec
 
     sanitizer, _ = fit(tiny_encoder(), load_concepts(["nudity"]), examples=600, steps=30)
     assert sanitizer.concepts == ("nudity", "youth") and sanitizer.erasable == ("nudity",)
@@ -166,16 +168,17 @@ def test_youth_is_scored_but_never_erased_and_lowers_thresholds(tiny_encoder):
     sanitizer.config = replace(
         sanitizer.config, concepts=(ConceptSpec("nudity"), ConceptSpec("youth", True, {"nudity": 2.0}))
     )
-    gate, fired = sanitizer._gate(torch.tensor([[0.3, 0.1], [0.3, 0.9], [0.05, 0.9]]), [0], 0.5)
+    scores = torch.tensor([[0.3, 0.1], [0.3, 0.9], [0.05, 0.9]])
+    opened, fired = gate(sanitizer.config, margins(sanitizer.config, scores), [0])
     assert fired[:, 0].tolist() == [False, True, False]
-    assert (gate > 0).tolist() == [False, True, False]
+    assert (opened > 0).tolist() == [False, True, False]
 
 
 def test_curves():
     positive, negative = torch.tensor([0.9, 0.8, 0.3]), torch.tensor([0.1, 0.2, 0.3, 0.4])
     assert area_under_curve(positive, negative) == pytest.approx((4 + 4 + 2.5) / 12)
-    assert caught_at(positive, negative, 0.0) == pytest.approx(2 / 3)
-    assert caught_at(positive, negative, 0.25) == pytest.approx(2 / 3)
+    assert true_positive_rate(positive, negative, 0.0) == pytest.approx(2 / 3)
+    assert true_positive_rate(positive, negative, 0.25) == pytest.approx(2 / 3)
     x = torch.cat([torch.randn(50, 4) + 2, torch.randn(50, 4) - 2])
     y = torch.cat([torch.ones(50), torch.zeros(50)])
     assert ((Probe.fit(x, y)(x) > 0) == (y > 0)).all()

@@ -1,4 +1,7 @@
-"""Wrote golden_v1*.safetensors, once. Kept to show what is in them; a new format gets new files beside the old ones."""
+"""Wrote golden_v2*.safetensors, once; golden_v1*.safetensors came from the same lines before version 2 of the format.
+
+Kept to show what is in them; a new format gets new files beside the old ones.
+"""
 
 from pathlib import Path
 
@@ -8,6 +11,7 @@ from safetensors.torch import save_file
 from sanitizer.encoders import Fingerprint
 from sanitizer.model.artifact import save
 from sanitizer.model.config import ConceptSpec, SanitizerConfig
+from sanitizer.model.header import Header
 from sanitizer.model.sanitizer import EmbeddingSanitizer
 
 if __name__ == "__main__":
@@ -17,42 +21,46 @@ if __name__ == "__main__":
         (ConceptSpec("golden"), ConceptSpec("youth", True, {"golden": 2.0})),
         width=6,
         window=16,
-        constant_rows=1,
+        constant_embeddings=1,
+        heads=2,
         score_width=8,
         erase_width=8,
         erase_blocks=1,
         rank=3,
+        concept_rank=1,
+        concept_gain=1.5,
+        residual_gain=0.6,
+        gate_floor=0.3,
+        gate_range=5.0,
+        clip=1.5,
+        constant_tolerance=0.05,
     )
-    info = {
-        "encoder": Fingerprint("golden", 6, 0, "0" * 64).to_dict(),
-        "training": {"examples": 0, "steps": 0, "seed": 0},
-        "report": {},
-        "licence": "CC0",
-    }
-    sanitizer = EmbeddingSanitizer(config, info).eval().requires_grad_(False)
+    header = Header(Fingerprint("golden", 6, 0, "0" * 64), {"examples": 0, "steps": 0, "seed": 0}, {}, "CC0")
+    sanitizer = EmbeddingSanitizer(config, header).eval().requires_grad_(False)
     for parameter in sanitizer.parameters():
         parameter.copy_(torch.randn_like(parameter) * 0.5)
     sanitizer.constant.fill_(2.0)
     sanitizer.std.copy_(torch.tensor([1.0, 0.5, 2.0, 1.0, 0.0, 1.0]))
     sanitizer.erase_net.basis.copy_(torch.linalg.qr(torch.randn(6, 3)).Q.T)
-    rows = torch.randn(2, 5, 6)
-    rows[:, 0] = 2.0
+    sanitizer.erase_net.concept_basis.copy_(torch.nn.functional.normalize(torch.randn(1, 6), dim=1))
+    embeddings = torch.randn(2, 5, 6)
+    embeddings[:, 0] = 2.0
     mask = torch.tensor([[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]], dtype=torch.bool)
     # The bias puts the operating point between the two prompts.
-    logits = sanitizer.score(rows, mask).prompt[:, 0].logit()
+    logits = sanitizer.score(embeddings, mask).prompt[:, 0].logit()
     sanitizer.prompt_bias[0] -= logits.mean()
     if logits[0] < logits[1]:
-        rows, mask = rows.flip(0), mask.flip(0)
+        embeddings, mask = embeddings.flip(0), mask.flip(0)
     sanitizer.prompt_bias[1] = -50.0
-    out = sanitizer.sanitize(rows, mask)
-    save(sanitizer, folder / "golden_v1.safetensors")
+    out = sanitizer.sanitize(embeddings, mask)
+    save(sanitizer, folder / "golden_v2.safetensors")
     save_file(
         {
-            "rows": rows.contiguous(),
+            "rows": embeddings.contiguous(),
             "mask": mask.to(torch.uint8).contiguous(),
             "sanitized": out.embeddings.contiguous(),
             "prompt_scores": out.scores.prompt,
         },
-        folder / "golden_v1_output.safetensors",
+        folder / "golden_v2_output.safetensors",
     )
     print(out.flagged, out.scores.prompt)

@@ -82,15 +82,15 @@ def run():
 @pytest.fixture(scope="session")
 def make_sanitizer(pack):
     """An untrained sanitizer whose score net says what the test wants: `logit` for every prompt."""
-    model = pack("sanitizer.model.sanitizer")
+    config_of, header_of = pack("sanitizer.model.config"), pack("sanitizer.model.header")
     base = pack("sanitizer.encoders.base")
 
     def make(width=8, pooled=4, logit=4.0, concepts=("nudity", "violence"), fingerprint=None):
-        specs = tuple(model.ConceptSpec(name) for name in concepts)
+        specs = tuple(config_of.ConceptSpec(name) for name in concepts)
         ranks = {"rank": 4, "pooled_rank": min(pooled, 2)}
-        config = model.SanitizerConfig(concepts=specs, width=width, pooled_width=pooled, **ranks)
+        config = config_of.SanitizerConfig(concepts=specs, width=width, pooled_width=pooled, **ranks)
         torch.manual_seed(0)
-        sanitizer = model.EmbeddingSanitizer(config)
+        sanitizer = pack("sanitizer.model.sanitizer").EmbeddingSanitizer(config)
         with torch.no_grad():
             for parameter in sanitizer.parameters():
                 parameter.copy_(torch.randn_like(parameter) * 0.2)
@@ -101,7 +101,7 @@ def make_sanitizer(pack):
             sanitizer.prompt_bias.fill_(-8.0)
             sanitizer.prompt_bias[0] = logit
         fingerprint = fingerprint or base.Fingerprint("ToyModel", width, pooled, "0" * 64)
-        sanitizer.info = {"encoder": fingerprint.to_dict(), "report": {}, "training": {}, "licence": "MIT"}
+        sanitizer.header = header_of.Header(fingerprint, licence="MIT")
         return sanitizer.eval().requires_grad_(False)
 
     return make

@@ -32,7 +32,7 @@ def test_equals_the_embedded_encoder_itself(encoder, pack):
 
 def test_tensors_can_be_trained_on(encoder):
     with torch.inference_mode(False), torch.enable_grad():
-        rows = encoder.encode(["a boat"]).rows
+        rows = encoder.encode(["a boat"]).embeddings
         weight = torch.ones(rows.shape[-1], requires_grad=True)
         (rows @ weight).sum().backward()
     assert weight.grad is not None
@@ -44,4 +44,4 @@ def test_sanitizer_in_front_is_left_out(run, pack, clip, loaded, encoder):
     sanitized = run(node, clip=clip, sanitizer=sanitizer, strength=1.0, threshold=0.5).args[0]
     inner = pack("nodes.adapter.clip").ComfyTextEncoder(sanitized)
     assert inner.fingerprint == encoder.fingerprint
-    assert torch.equal(inner.encode(["a boat"]).rows, encoder.encode(["a boat"]).rows)
+    assert torch.equal(inner.encode(["a boat"]).embeddings, encoder.encode(["a boat"]).embeddings)

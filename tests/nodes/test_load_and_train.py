@@ -1,6 +1,7 @@
 """Load Sanitizer and Train Sanitizer: files, errors, training, interrupting."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -72,12 +73,11 @@ def test_file_and_concepts(run, load, loaded, error):
 @pytest.mark.parametrize(("flagged", "state"), [(0.2, "weak"), (0.8, "ready")])
 def test_the_node_says_how_much_the_sanitizer_finds(run, load, models, make_sanitizer, pack, flagged, state):
     sanitizer = make_sanitizer()
-    sanitizer.info["report"] = {
-        "concepts": [
-            {"name": "nudity", "phrases": 30, "flagged": flagged},
-            {"name": "violence", "phrases": 10, "flagged": 0.0},
-        ]
-    }
+    measured = [
+        {"name": "nudity", "phrases": 30, "flagged": flagged},
+        {"name": "violence", "phrases": 10, "flagged": 0.0},
+    ]
+    sanitizer.header = replace(sanitizer.header, report={"concepts": measured})
     pack("sanitizer.model.artifact").save(sanitizer, models / "toy.safetensors")
     out = run(load, sanitizer_name="toy.safetensors", concepts="nudity")
     [message] = out.ui["embedding_sanitizer"]

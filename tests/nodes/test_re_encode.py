@@ -38,12 +38,13 @@ def sanitizer(pack, models, plain):
 
     def load(concepts=None, pairs=(("crimson", "olive", "plain"),)):
         # Of the pack's own class, which another import of the core is not.
-        model = pack("sanitizer.model.sanitizer")
-        config = model.SanitizerConfig.from_dict(plain.config.to_dict())
-        own = model.EmbeddingSanitizer(config, dict(plain.info))
-        own.load_state_dict(plain.state_dict())
+        config = pack("sanitizer.model.config").SanitizerConfig.from_dict(plain.config.to_dict())
+        values = plain.header.to_dict()
         if pairs:
-            own.info["anchors"] = {"redness": [list(pair) for pair in pairs]}
+            values["anchors"] = {"redness": [list(pair) for pair in pairs]}
+        header = pack("sanitizer.model.header").Header.from_dict(values, ["redness"])
+        own = pack("sanitizer.model.sanitizer").EmbeddingSanitizer(config, header)
+        own.load_state_dict(plain.state_dict())
         pack("sanitizer.model.artifact").save(own, models / "redness.safetensors")
         return pack("nodes.adapter.handle").LoadedSanitizer.load(models / "redness.safetensors", concepts)
 
@@ -98,7 +99,7 @@ def test_strength_acts_on_the_way_and_past_it(run, node, clip, sanitizer):
 def test_a_disguised_word_is_read(run, node, clip, sanitizer, monkeypatch, texts, pack):
     own = sanitizer()
     reader = pack("sanitizer.text.deobfuscate").Deobfuscator(["a", "dress"] * 9, [WORD])
-    monkeypatch.setattr(texts, "_reader", lambda: reader)
+    monkeypatch.setattr(texts, "_deobfuscator", lambda: reader)
     raw, _ = encoded(clip, "a cr1ms0n dress")
     assert torch.equal(sanitized(run, node, clip, own, "a cr1ms0n dress", mode="rewrite")[0], raw)
     cond, extras = sanitized(run, node, clip, own, "a cr1ms0n dress")
@@ -155,11 +156,11 @@ def test_a_concept_whose_pairs_are_not_known_stops_the_run(run, node, clip, sani
 def test_targets_are_encoded_once_and_no_clip_is_kept(run, node, clip, sanitizer, texts):
     own = sanitizer()
     sanitized(run, node, clip, own, "a crimson dress")
-    anchors = texts.anchors_of(own)
-    assert anchors.encoder is None and set(anchors._vectors) == {"redness"}
-    before = anchors._vectors["redness"]
+    index = texts.replacements_of(own)
+    assert index.encoder is None and set(index._vectors) == {"redness"}
+    before = index._vectors["redness"]
     sanitized(run, node, clip, own, "a crimson chair")
-    assert texts.anchors_of(own)._vectors["redness"] is before
+    assert texts.replacements_of(own)._vectors["redness"] is before
 
 
 def test_two_in_a_row(run, node, clip, sanitizer, loaded, pack):

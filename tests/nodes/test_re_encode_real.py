@@ -1,6 +1,7 @@
 """Mode re-encode on ComfyUI's own composite text encoders and their tokenizers. Needs COMFYUI_PATH."""
 
 import importlib.util
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -42,10 +43,9 @@ def test_a_flagged_prompt_is_encoded_again(kind, pack, loaded, run):
     name, clip = kind
     fingerprint = pack("nodes.adapter.clip").ComfyTextEncoder(clip).fingerprint
     sanitizer = loaded(width=fingerprint.width, pooled=fingerprint.pooled_width, fingerprint=fingerprint)
-    sanitizer.patcher.model.info["anchors"] = {
-        "nudity": [["red", "green", "plain"]],
-        "violence": [["boat", "car", "thing"]],
-    }
+    model = sanitizer.patcher.model
+    pairs = {"nudity": [("red", "green", "plain")], "violence": [("boat", "car", "thing")]}
+    model.header = replace(model.header, replacements=pairs)
     node = pack("nodes.sanitize_clip").SanitizeCLIP
     inputs = {"clip": clip, "sanitizer": sanitizer, "threshold": 0.5, "mode": "re-encode"}
     with torch.inference_mode():

@@ -7,6 +7,7 @@ The encoder is the embedded MiniLM, which the pack's `weights` hold a sanitizer 
 import importlib.util
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import folder_paths
@@ -30,7 +31,7 @@ def _load(path: Path, name: str, **options):
 _load(SOURCE / "__init__.py", "es_test_source", submodule_search_locations=[str(SOURCE)])
 _clips = _load(SOURCE / "tests" / "nodes" / "minilm_clip.py", "es_test_minilm_clip")
 _encoders = importlib.import_module("es_test_source.sanitizer.encoders")
-_artifact = importlib.import_module("es_test_source.sanitizer.artifact")
+_artifact = importlib.import_module("es_test_source.sanitizer.model.artifact")
 
 
 def load_clip():
@@ -42,9 +43,9 @@ def load_clip():
     shipped = _artifact.find(encoder.fingerprint, [SOURCE / "weights"])
     target = folder / "minilm.safetensors"
     if shipped and not target.exists():
-        comfy_encoder = importlib.import_module("es_test_source.nodes.comfy_encoder")
+        adapter = importlib.import_module("es_test_source.nodes.adapter.clip")
         sanitizer = _artifact.load(shipped)
-        sanitizer.info["encoder"] = comfy_encoder.ComfyTextEncoder(clip).fingerprint.to_dict()
+        sanitizer.header = replace(sanitizer.header, encoder=adapter.ComfyTextEncoder(clip).fingerprint)
         _artifact.save(sanitizer, target)
     return clip
 

@@ -1,6 +1,5 @@
 """`inspect`: what a sanitizer file is, for whom, and how good. Reads the header only."""
 
-import argparse
 import hashlib
 import json
 from pathlib import Path
@@ -10,12 +9,13 @@ from ..render.terminal import printable
 from ..training.report import Report
 
 
-def run(arguments: argparse.Namespace) -> None:
-    info = artifact.read_info(arguments.file)
-    if arguments.json:
+def run(file: Path, as_json: bool) -> None:
+    """Print a page about the file, or its whole header as JSON."""
+    info = artifact.read_info(file)
+    if as_json:
         print(json.dumps(info.to_dict(), indent=2, ensure_ascii=False))
     else:
-        print("\n".join(printable(line) for line in describe(arguments.file, info).split("\n")))
+        print("\n".join(printable(line) for line in describe(file, info).split("\n")))
 
 
 def describe(path: Path, info: artifact.Info) -> str:
@@ -52,7 +52,7 @@ def _settings(value: object) -> str:
 def _report(values: object) -> str:
     """As training printed it; a report of other keys, from a later version perhaps, as it stands in the header."""
     try:
-        if not values:
+        if not isinstance(values, dict) or not values:
             raise ValueError
         return Report.from_dict(values).to_text()
     except (TypeError, ValueError, KeyError, AttributeError):
