@@ -2,6 +2,7 @@
 
 import argparse
 import time
+from itertools import pairwise
 
 import torch
 
@@ -22,8 +23,8 @@ class Stopwatch:
 
     def seconds(self) -> dict[str, float]:
         """Stage -> seconds, in their order; what came before the first one counts as "prepare"."""
-        names, times = ["prepare", *self.first], [self.began, *self.first.values(), time.perf_counter()]
-        return {name: after - before for name, before, after in zip(names, times, times[1:], strict=True)}
+        times = pairwise([self.began, *self.first.values(), time.perf_counter()])
+        return {name: end - start for name, (start, end) in zip(["prepare", *self.first], times, strict=True)}
 
 
 def main(options: argparse.Namespace) -> int:

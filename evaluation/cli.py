@@ -99,31 +99,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 class Bars:
-    """Progress as bars on standard error, one a stage; a line a stage where that is no terminal."""
+    """Progress as a bar on standard error; a line a stage where that is no terminal."""
 
     def __init__(self) -> None:
-        self.stage, self.bar = "", None
+        from rich.console import Console
+        from rich.progress import Progress
+
+        console = Console(stderr=True)
+        self.stage, self.progress = "", Progress(console=console, disable=not console.is_terminal)
+        self.task = self.progress.add_task("", total=None)
 
     def __call__(self, stage: str, done: int, total: int) -> None:
-        from tqdm import tqdm
-
         if stage != self.stage:
-            self.close()
             self.stage = stage
-            self.bar = tqdm(total=total, desc=stage, file=sys.stderr, disable=None, dynamic_ncols=True)
-            if self.bar.disable:
+            self.progress.reset(self.task, description=stage, total=total)
+            if self.progress.disable:
                 print(f"{stage}: {total}", file=sys.stderr)
-        self.bar.update(max(0, done - self.bar.n))
-
-    def close(self) -> None:
-        if self.bar is not None:
-            self.bar.close()
+        self.progress.update(self.task, completed=done)
 
     def __enter__(self) -> "Bars":
+        self.progress.start()
         return self
 
     def __exit__(self, *exception) -> None:
-        self.close()
+        self.progress.stop()
 
 
 def _minutes(began: float) -> float:

@@ -29,7 +29,7 @@ def tiny():
 
 @pytest.fixture
 def tiny_causal():
-    """One with a start row, visible padding and a pooled vector."""
+    """One with a start token, visible padding and a pooled vector."""
     return _load("tiny_encoder").TinyEncoder("causal", width=32, pooled_width=8)
 
 

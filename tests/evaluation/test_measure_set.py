@@ -80,7 +80,7 @@ def test_identity_looks_at_what_is_visible(tiny, tiny_causal):
     e = tiny.encode(["a dog", "a dog and a cat"])
     same = Treated(e.embeddings, e.mask, None, torch.zeros(2, dtype=torch.bool))
     assert identical(e, same).all()
-    # Two more rows of padding are no change; one more visible row is.
+    # Two more places of padding are no change; one more visible place is.
     longer = torch.nn.functional.pad(e.embeddings, (0, 0, 0, 2))
     mask = torch.nn.functional.pad(e.mask, (0, 2))
     assert identical(e, same._replace(embeddings=longer, mask=mask)).all()

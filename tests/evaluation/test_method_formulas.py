@@ -159,21 +159,21 @@ def test_the_edit_brings_unsafe_prompts_to_their_counterfactuals(tiny):
 
 
 def test_projections_are_idempotent():
-    rows = torch.randn(5, 16, generator=torch.Generator().manual_seed(0))
-    basis = span(torch.cat([rows, rows[:1]]))
+    x0 = torch.randn(5, 16, generator=torch.Generator().manual_seed(0))
+    basis = span(torch.cat([x0, x0[:1]]))
     assert basis.shape == (5, 16)
-    torch.testing.assert_close(rows @ basis.T @ basis, rows, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(x0 @ basis.T @ basis, x0, atol=1e-4, rtol=1e-4)
     x = torch.randn(3, 16)
     torch.testing.assert_close(outside(outside(x, basis), basis), outside(x, basis), atol=1e-5, rtol=1e-4)
-    assert (outside(x, basis) @ rows.T).abs().max() < 1e-3
+    assert (outside(x, basis) @ x0.T).abs().max() < 1e-3
 
 
 def test_the_prompt_without_each_token():
-    rows = torch.arange(24.0).view(1, 4, 6)
+    x0 = torch.arange(24.0).view(1, 4, 6)
     text = torch.tensor([[False, True, True, True]])
-    left = without_each(rows, text)
-    torch.testing.assert_close(left[0, 1], (rows[0, 2] + rows[0, 3]) / 2)
-    torch.testing.assert_close(left[0, 3], (rows[0, 1] + rows[0, 2]) / 2)
+    left = without_each(x0, text)
+    torch.testing.assert_close(left[0, 1], (x0[0, 2] + x0[0, 3]) / 2)
+    torch.testing.assert_close(left[0, 3], (x0[0, 1] + x0[0, 2]) / 2)
 
 
 @pytest.mark.parametrize("exact", [False, True])

