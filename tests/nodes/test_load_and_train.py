@@ -195,7 +195,7 @@ def test_number_of_examples_fits_the_time_for_encoding(pack, monkeypatch, second
     monkeypatch.setattr(training, "time", encoder)
     plan = training.choose_examples(encoder, pack("sanitizer.prompts.concepts").load_concepts())
     every = seconds * (1 + training.CHECKED)
-    total = plan.examples * every + training.NORMALISED * seconds
+    total = plan.examples * every + training.MEASURED * seconds
     assert plan.minutes == pytest.approx(total / 60)
     if chosen == "full":
         assert plan.examples == plan.full
