@@ -46,27 +46,9 @@ def load(encoder_name: str, sanitizer_name: str | None) -> tuple[TextEncoder, Em
 
     Raises SanitizerError where one is missing or they do not fit.
     """
-    path = None
-    if sanitizer_name not in (None, "auto"):
-        path = Path(sanitizer_name)
-        artifact.read_info(path)  # Refused before the encoder is loaded, which may take minutes.
-    encoder = load_encoder(encoder_name)
     if sanitizer_name is None:
-        return encoder, None, None
-    path = path or artifact.find(encoder.fingerprint)
-    if path is None:
-        raise SanitizerError(
-            f"No sanitizer for the encoder {encoder_name}, {encoder.fingerprint}, in {artifact.WEIGHTS_FOLDER}. Train "
-            f"one: python -m sanitizer train --encoder {encoder_name} --concepts all --output NAME.safetensors, and "
-            "give it with --sanitizer NAME.safetensors."
-        )
-    sanitizer = artifact.load(path)
-    if sanitizer.fingerprint != encoder.fingerprint:
-        raise SanitizerError(
-            f"{path}: trained on {sanitizer.fingerprint}, but the encoder {encoder_name} is {encoder.fingerprint}. "
-            "Choose the encoder it was trained on, another file, or --sanitizer auto."
-        )
-    return encoder, sanitizer, path
+        return load_encoder(encoder_name), None, None
+    return artifact.load_pair(encoder_name, sanitizer_name)
 
 
 def check_erasable(sanitizer: EmbeddingSanitizer, path: Path, concepts: Sequence[str], option: str) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..encoders import TextEncoder, load_encoder
+from ..encoders import TextEncoder
 from ..errors import SanitizerError
 from ..model import artifact
 from ..model.sanitizer import EmbeddingSanitizer
@@ -65,30 +65,9 @@ def load_pair(
     device: str = "cpu",
     folders: Sequence[Path] = (artifact.WEIGHTS_FOLDER,),
 ) -> tuple[TextEncoder, EmbeddingSanitizer, Path]:
-    """The encoder, the sanitizer that fits it, and the sanitizer's file; "auto" searches the folders.
-
-    Raises SanitizerError where there is none, or where the file was trained on another encoder.
-    """
+    """See :func:`.model.artifact.load_pair`; also refuses a device that cannot be used."""
     check_device(device)
-    explicit = None if sanitizer_name == "auto" else Path(sanitizer_name)
-    if explicit is not None:
-        artifact.read_info(explicit)  # refused before the encoder is loaded, which may take minutes
-    encoder = load_encoder(encoder_name, device=device)
-    path = explicit or artifact.find(encoder.fingerprint, folders)
-    if path is None:
-        places = ", ".join(str(folder) for folder in folders)
-        raise SanitizerError(
-            f"No sanitizer for the encoder {encoder_name}, {encoder.fingerprint}, in {places}. Train one: "
-            f"{program()} train --encoder {encoder_name} --concepts all --output NAME.safetensors, "
-            "and give it with --sanitizer NAME.safetensors or put it into that folder."
-        )
-    sanitizer = artifact.load(path, device=device)
-    if sanitizer.fingerprint != encoder.fingerprint:
-        raise SanitizerError(
-            f"{path}: trained on {sanitizer.fingerprint}, but the encoder {encoder_name} is {encoder.fingerprint}. "
-            "Choose the encoder it was trained on, another file, or --sanitizer auto."
-        )
-    return encoder, sanitizer, path
+    return artifact.load_pair(encoder_name, sanitizer_name, device, folders, program())
 
 
 def check_device(name: str) -> None:

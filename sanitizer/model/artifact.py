@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save as to_bytes
 from torch import nn
 
-from ..encoders.base import Fingerprint
+from ..encoders import Fingerprint, TextEncoder, load_encoder
 from ..errors import SanitizerError
 from ..files import data_folder, whole_file
 from .config import SanitizerConfig
@@ -139,6 +139,39 @@ def find(fingerprint: Fingerprint, folders: Iterable[str | Path] = (WEIGHTS_FOLD
             except (SanitizerError, OSError):
                 continue
     return max(matches, key=lambda path: (path.stat().st_mtime, path.name), default=None)
+
+
+def load_pair(
+    encoder_name: str,
+    sanitizer_name: str = "auto",
+    device: str = "cpu",
+    folders: Iterable[str | Path] = (WEIGHTS_FOLDER,),
+    program: str = "python -m sanitizer",
+) -> tuple[TextEncoder, EmbeddingSanitizer, Path]:
+    """The encoder, the sanitizer that fits it, and the sanitizer's file; "auto" searches the folders.
+
+    program: what the command line is called. Raises SanitizerError where there is none, or where the file was trained
+    on another encoder.
+    """
+    explicit = None if sanitizer_name == "auto" else Path(sanitizer_name)
+    if explicit is not None:
+        read_info(explicit)  # refused before the encoder is loaded, which may take minutes
+    encoder = load_encoder(encoder_name, device=device)
+    path = explicit or find(encoder.fingerprint, folders)
+    if path is None:
+        places = ", ".join(str(folder) for folder in folders)
+        raise SanitizerError(
+            f"No sanitizer for the encoder {encoder_name}, {encoder.fingerprint}, in {places}. Train one: "
+            f"{program} train --encoder {encoder_name} --concepts all --output NAME.safetensors, "
+            "and give it with --sanitizer NAME.safetensors or put it into that folder."
+        )
+    sanitizer = load(path, device=device)
+    if sanitizer.fingerprint != encoder.fingerprint:
+        raise SanitizerError(
+            f"{path}: trained on {sanitizer.fingerprint}, but the encoder {encoder_name} is {encoder.fingerprint}. "
+            "Choose the encoder it was trained on, another file, or --sanitizer auto."
+        )
+    return encoder, sanitizer, path
 
 
 def _open(path: Path):
