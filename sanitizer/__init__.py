@@ -5,9 +5,32 @@ the command line's help must not wait for torch.
 """
 
 from importlib import import_module
+from typing import TYPE_CHECKING
 
 from .errors import SanitizerError
 
+if TYPE_CHECKING:
+    from .encoders import Encoding, TextEncoder, load_encoder
+    from .model.artifact import load, save
+    from .model.sanitizer import EmbeddingSanitizer, Sanitized, Scores
+    from .prompts.concepts import load_concepts
+    from .training.config import TrainingConfig
+    from .training.fit import fit
+
+__all__ = [
+    "EmbeddingSanitizer",
+    "Encoding",
+    "Sanitized",
+    "SanitizerError",
+    "Scores",
+    "TextEncoder",
+    "TrainingConfig",
+    "fit",
+    "load",
+    "load_concepts",
+    "load_encoder",
+    "save",
+]
 _HOMES = {
     "EmbeddingSanitizer": ".model.sanitizer",
     "Encoding": ".encoders",
@@ -21,7 +44,6 @@ _HOMES = {
     "load_encoder": ".encoders",
     "save": ".model.artifact",
 }
-__all__ = ["SanitizerError", *sorted(_HOMES)]
 
 
 def __getattr__(name: str):
