@@ -68,6 +68,7 @@ def refused(*arguments, **options):
     return err
 
 
+@pytest.mark.slow
 def test_train(tmp_path):
     """A concept of one's own, trained in as little as goes, and used."""
     (tmp_path / "redness.txt").write_text(CONCEPT)
@@ -85,6 +86,7 @@ def test_train(tmp_path):
     assert json.loads(run("score", "--encoder", "minilm", "--sanitizer", path, "a fox")[0])["prompt"] == "a fox"
 
 
+@pytest.mark.slow
 def test_train_refuses_before_it_works(tmp_path):
     base = ("train", "--encoder", "minilm", "--output")
     assert "ends in .safetensors" in refused(*base, tmp_path / "x.bin", "--concepts", "nudity")
@@ -190,6 +192,7 @@ def test_score_reads_standard_input(pair):
     assert json.loads(out)["prompt"] == "x\ny"
 
 
+@pytest.mark.slow
 def test_score_to_a_file(pair, tmp_path):
     source, target = tmp_path / "p.csv", tmp_path / "o.jsonl"
     prompts = [f"prompt {i} " + "word " * (i % 40) for i in range(300)] + ["word " * 10_000, ""]
@@ -210,6 +213,7 @@ def test_a_bad_row_leaves_no_file(pair, tmp_path):
     assert list(tmp_path.iterdir()) == [source]
 
 
+@pytest.mark.slow
 def test_refusals_are_one_line(pair, sanitizer, tmp_path):
     (tmp_path / "p.txt").write_text("a\n")
     (tmp_path / "empty.txt").write_text("")

