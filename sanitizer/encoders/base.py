@@ -92,23 +92,17 @@ class Encoding:
         The dtype and device are the first part's.
         """
         length = max(part.mask.shape[1] for part in parts)
+        parts = [part.padded(length) for part in parts]
         first = parts[0].embeddings
-        count = sum(len(part.tokens) for part in parts)
-        embeddings = first.new_zeros(count, length, first.shape[2])
-        mask = torch.zeros(count, length, dtype=torch.bool, device=first.device)
         pooled = [part.pooled for part in parts if part.pooled is not None]
-        at = 0
-        for part in parts:
-            place = slice(at, at + len(part.tokens))
-            embeddings[place, : part.mask.shape[1]] = part.embeddings.to(first)
-            mask[place, : part.mask.shape[1]] = part.mask.to(first.device)
-            at = place.stop
+        if len(pooled) not in (0, len(parts)):
+            raise ValueError("encodings with and without a pooled vector cannot be joined")
         return Encoding(
-            embeddings,
-            mask,
+            torch.cat([part.embeddings.to(first) for part in parts]),
+            torch.cat([part.mask.to(first.device) for part in parts]),
             torch.cat([vectors.to(pooled[0]) for vectors in pooled]) if pooled else None,
-            [own + [""] * (length - len(own)) for part in parts for own in part.tokens],
-            [list(own) + [(0, 0)] * (length - len(own)) for part in parts for own in part.offsets],
+            [own for part in parts for own in part.tokens],
+            [own for part in parts for own in part.offsets],
         )
 
     def scatter(self, index: Sequence[int], other: "Encoding") -> "Encoding":
