@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import safetensors
 import torch
 from safetensors.torch import save as to_bytes
-from torch import nn
+from torch import Tensor, nn
 
 from ..encoders import Fingerprint, TextEncoder, load_encoder
 from ..errors import SanitizerError
@@ -22,7 +22,7 @@ from .header import Header
 from .sanitizer import EmbeddingSanitizer
 
 FORMAT = "embedding-sanitizer"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 WEIGHTS_FOLDER = data_folder("weights")
 REQUIRED = ("config", "encoder", "training", "report", "licence")
 VERSION_1 = {
@@ -104,7 +104,7 @@ def load(path: str | Path, operations: Any = nn, device: str | torch.device = "c
         found = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - no mapping
         # Built without memory first: a forged header must not make us allocate what it asks for.
         with torch.device("meta"):
-            expected = EmbeddingSanitizer(info.config).state_dict()
+            expected = _as_saved(EmbeddingSanitizer(info.config).state_dict(), info.version)
         for name in sorted(expected.keys() | found.keys()):
             if name not in found or name not in expected:
                 what = "lacks the tensor" if name not in found else "holds an unknown tensor"
@@ -120,7 +120,7 @@ def load(path: str | Path, operations: Any = nn, device: str | torch.device = "c
         if not torch.isfinite(value).all():
             raise SanitizerError(f"{path}: damaged, {name} holds NaN or infinity. Train or fetch it again.")
     sanitizer = EmbeddingSanitizer(info.config, info.header, operations)
-    sanitizer.load_state_dict(tensors)
+    sanitizer.load_state_dict(_upgraded_tensors(tensors, info.version))
     return sanitizer.to(device).eval().requires_grad_(False)
 
 
@@ -210,7 +210,7 @@ def _info(path: Path, metadata: dict | None) -> Info:
         missing = [key for key in REQUIRED if key not in values]
         if missing:
             raise ValueError(f"it lacks {', '.join(missing)}")
-        config = SanitizerConfig.from_dict(_upgraded(values["config"]) if version == 1 else values["config"])
+        config = SanitizerConfig.from_dict(_upgraded_config(values["config"], version))
         config.check()
         header = Header.from_dict(values, [spec.name for spec in config.concepts if not spec.context])
     except SanitizerError:
@@ -220,8 +220,31 @@ def _info(path: Path, metadata: dict | None) -> Info:
     return Info(version, config, header)
 
 
-def _upgraded(config: dict) -> dict:
-    """The configuration of a version 1 file as one of version 2."""
-    config = dict(config)
-    config["constant_embeddings"] = config.pop("constant_rows", 0)
-    return {**config, **VERSION_1}
+def _upgraded_config(config: dict, version: int) -> dict:
+    """The configuration of an older file as one of today."""
+    if version == 1:
+        config = {**config, "constant_embeddings": config.get("constant_rows", 0), **VERSION_1}
+        config.pop("constant_rows", None)
+    if version <= 2:
+        # One vote, and all of a window at once.
+        config = {**config, "vote_weights": [config["ensemble_weights"]]}
+        del config["ensemble_weights"]
+    return config
+
+
+def _as_saved(tensors: dict[str, Tensor], version: int) -> dict[str, Tensor]:
+    """Names and shapes of today's tensors as a file of that version has them."""
+    if version <= 2:
+        mix, bias = tensors.pop("vote_mix"), tensors.pop("vote_bias")
+        del tensors["vote_slope"], tensors["token_slope"]
+        tensors |= {"prompt_mix": mix[0], "prompt_bias": bias[0]}
+    return tensors
+
+
+def _upgraded_tensors(tensors: dict[str, Tensor], version: int) -> dict[str, Tensor]:
+    """The tensors of an older file as those of today."""
+    if version <= 2:
+        mix, bias = tensors.pop("prompt_mix"), tensors.pop("prompt_bias")
+        tensors |= {"vote_mix": mix[None], "vote_bias": bias[None]}
+        tensors |= {"vote_slope": torch.zeros_like(bias[None]), "token_slope": torch.zeros_like(bias)}
+    return tensors

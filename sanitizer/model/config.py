@@ -11,6 +11,7 @@ THRESHOLD = 0.5
 MAX_STRENGTH = 2.0
 MAX_CONCEPTS = 64
 MAX_SIZE = 32_768
+MAX_VOTES = 8
 
 
 @dataclass(frozen=True)
@@ -90,10 +91,11 @@ class SanitizerConfig:
     """Normalized channels are clipped here, in standard deviations, before the networks read them."""
     constant_tolerance: float = 0.02
     """Share of its norm by which an embedding may differ from a constant one, as it does in half precision."""
-    ensemble_weights: tuple[float, float, float] = (0.55, 0.35, 0.1)
-    """Weights of the prompt head, the strongest token and the linear probe in the prompt score, each divided by its
-    spread over harmless prompts; calibration writes them into the tensor `prompt_mix`. At (0.45, 0.45, 0.1) the true
-    positive rate is as high, and a few more hard negatives are touched."""
+    vote_weights: tuple[tuple[float, float, float], ...] = ((0.85, 0.0, 0.15), (0.0, 1.0, 0.0))
+    """Votes, each of which can flag a prompt by itself: weights of the prompt head, the strongest token and the linear
+    probe, each divided by its spread over harmless prompts. Calibration writes them into the tensor `vote_mix`."""
+    score_span: int = 0
+    """Token embeddings that the score net sees at once, in spans that overlap by half; 0: all of a window."""
     rewrite: RewriteConfig = RewriteConfig()
 
     def to_dict(self) -> dict:
@@ -108,8 +110,8 @@ class SanitizerConfig:
         rewrite = dict(values.pop("rewrite", {}))
         if "word_scores" in rewrite:
             rewrite["word_scores"] = tuple(rewrite["word_scores"])
-        if "ensemble_weights" in values:
-            values["ensemble_weights"] = tuple(values["ensemble_weights"])
+        if "vote_weights" in values:
+            values["vote_weights"] = tuple(tuple(vote) for vote in values["vote_weights"])
         return cls(concepts=concepts, rewrite=RewriteConfig(**rewrite), **values)
 
     def check(self) -> None:
@@ -123,6 +125,7 @@ class SanitizerConfig:
             "window": (1, MAX_SIZE),
             "constant_embeddings": (0, MAX_SIZE),
             "heads": (1, 64),
+            "score_span": (0, MAX_SIZE),
             "score_width": (1, MAX_SIZE),
             "erase_width": (1, MAX_SIZE),
             "erase_blocks": (0, 16),
@@ -150,11 +153,17 @@ class SanitizerConfig:
             "rewrite.rest": (0, 1, self.rewrite.rest),
             "rewrite.finish": (0, 10, self.rewrite.finish),
         }
-        numbers |= {f"ensemble_weights[{i}]": (0, 1, value) for i, value in enumerate(self.ensemble_weights)}
+        numbers |= {
+            f"vote_weights[{i}][{j}]": (0, 1, value)
+            for i, vote in enumerate(self.vote_weights)
+            for j, value in enumerate(vote)
+        }
         numbers |= {f"rewrite.word_scores[{i}]": (0, 1, value) for i, value in enumerate(self.rewrite.word_scores)}
         for name, (low, high, value) in numbers.items():
             # Written so that NaN fails too.
             if type(value) not in (int, float) or not (math.isfinite(value) and low <= value <= high):
                 raise ValueError(f"{name}: expected a number from {low} to {high}, found {value!r}")
-        if len(self.ensemble_weights) != 3 or not self.rewrite.word_scores:
-            raise ValueError("expected three ensemble_weights and at least one of rewrite.word_scores")
+        if not 1 <= len(self.vote_weights) <= MAX_VOTES or any(len(vote) != 3 for vote in self.vote_weights):
+            raise ValueError(f"vote_weights: expected 1 to {MAX_VOTES} votes of three weights")
+        if not self.rewrite.word_scores:
+            raise ValueError("rewrite.word_scores: expected at least one")

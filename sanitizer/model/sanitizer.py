@@ -63,10 +63,12 @@ class EmbeddingSanitizer(nn.Module):
     pooled_mean: Tensor | None
     pooled_std: Tensor | None
     constant: Tensor
-    prompt_mix: Tensor
-    prompt_bias: Tensor
+    vote_mix: Tensor
+    vote_bias: Tensor
+    vote_slope: Tensor
     token_scale: Tensor
     token_bias: Tensor
+    token_slope: Tensor
 
     def __init__(self, config: SanitizerConfig, header: Header | None = None, operations=nn) -> None:
         super().__init__()
@@ -80,11 +82,15 @@ class EmbeddingSanitizer(nn.Module):
         self.register_buffer("pooled_mean", torch.zeros(pooled) if pooled else None)
         self.register_buffer("pooled_std", torch.ones(pooled) if pooled else None)
         self.register_buffer("constant", torch.zeros(config.constant_embeddings, width))
-        # Prompt logit = mix · (prompt head, strongest token, probe) + bias; token logit = scale · token head + bias.
-        self.register_buffer("prompt_mix", torch.full((3, count), 1 / 3))
-        self.register_buffer("prompt_bias", torch.zeros(count))
+        # A vote's logit = mix · (prompt head, strongest token, probe) + bias - slope · log(spans of the prompt), and a
+        # token's = scale · token head + bias - slope · log(spans): of many spans one is high by chance.
+        votes = len(config.vote_weights)
+        self.register_buffer("vote_mix", torch.full((votes, 3, count), 1 / 3))
+        self.register_buffer("vote_bias", torch.zeros(votes, count))
+        self.register_buffer("vote_slope", torch.zeros(votes, count))
         self.register_buffer("token_scale", torch.ones(count))
         self.register_buffer("token_bias", torch.zeros(count))
+        self.register_buffer("token_slope", torch.zeros(count))
 
     @property
     def concepts(self) -> tuple[str, ...]:
@@ -257,12 +263,67 @@ class EmbeddingSanitizer(nn.Module):
                 raise SanitizerError(f"{name}: found NaN or infinity, which cannot be sanitized. Check the encoder.")
 
     def _scores(self, x: Tensor, weight: Tensor, pooled: Tensor | None, batch: int, length: int) -> Scores:
-        tokens, parts = self.score_net.parts(x, weight, pooled)
-        logits = (parts * self.prompt_mix[:, None]).sum(dim=0) + self.prompt_bias
+        """The highest vote of any span is the prompt's score: harmless words around a phrase outvote nothing."""
+        seen = self._evidence(x, weight, pooled, batch)
+        votes = (seen.parts * self.vote_mix[:, :, None]).sum(dim=1) + self.vote_bias[:, None]
+        many = seen.spans.clamp_min(1).float().log()[:, None]
+        best = highest(votes.transpose(0, 1), seen.owner, batch) - self.vote_slope * many[:, None]
+        token_logits = seen.tokens * self.token_scale + self.token_bias - self.token_slope * many[:, None]
         visible = weight.reshape(batch, -1)[:, :length, None] > 0
-        token_scores = torch.sigmoid(tokens * self.token_scale + self.token_bias)
-        token_scores = token_scores.reshape(batch, -1, token_scores.shape[-1])[:, :length]
-        return Scores(
-            torch.sigmoid(logits).reshape(batch, -1, logits.shape[-1]).amax(dim=1),
-            torch.where(visible, token_scores, 0.0),
-        )
+        token_scores = torch.where(visible, torch.sigmoid(token_logits[:, :length]), 0.0)
+        return Scores(torch.sigmoid(best.amax(dim=1)), token_scores)
+
+    def evidence(self, embeddings: Tensor, mask: Tensor | None = None, pooled: Tensor | None = None) -> "Evidence":
+        """What the score net says of every span, before calibration. Arguments and errors as in :meth:`score`."""
+        return self._evidence(*self._prepare(embeddings, mask, pooled), embeddings.shape[0])
+
+    def _evidence(self, x: Tensor, weight: Tensor, pooled: Tensor | None, batch: int) -> "Evidence":
+        rows, length = weight.shape
+        row, place = spans(weight, self.config.score_span)
+        inside = place < length
+        place = place.clamp(max=length - 1)
+        at = row[:, None]
+        part_weight = weight[at, place] * inside
+        tokens, parts = self.score_net.parts(x[at, place], part_weight, None if pooled is None else pooled[row])
+        # A token lies in up to two spans, and has the higher score of both.
+        flat = highest(tokens[inside], (at * length + place)[inside], rows * length)
+        windows = rows // batch
+        visible = (part_weight > 0).any(dim=1)
+        owner = row // windows
+        counts = torch.zeros(batch, dtype=torch.long, device=x.device).index_add(0, owner, visible.long())
+        return Evidence(parts, owner, counts, flat.reshape(batch, windows * length, -1))
+
+
+class Evidence(NamedTuple):
+    """S spans of B prompts, L token embeddings, K concepts; logits of the score net."""
+
+    parts: Tensor
+    """(3, S, K): of the prompt head, the strongest token and the linear probe."""
+    owner: Tensor
+    """(S,): the prompt that the span is of."""
+    spans: Tensor
+    """(B,): spans of each prompt that hold anything."""
+    tokens: Tensor
+    """(B, L, K)."""
+
+
+def spans(weight: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Weights (R, L) of token embeddings, and how many are seen at once, 0 for all -> (S,) rows and (S, l) places of
+    the spans, places beyond L among them. They overlap by half; each row has at least one, and none begins behind what
+    the one before it has seen to the end."""
+    rows, length = weight.shape
+    if not size or length <= size:
+        return torch.arange(rows, device=weight.device), torch.arange(length, device=weight.device).expand(rows, -1)
+    step = size // 2
+    places = torch.arange(length, device=weight.device)
+    ends = torch.where(weight > 0, places + 1, 0).amax(dim=1)
+    counts = ((ends + step - 1) // step - 1).clamp_min(1)
+    row, number = (torch.arange(int(counts.max()), device=weight.device) < counts[:, None]).nonzero(as_tuple=True)
+    return row, number[:, None] * step + torch.arange(size, device=weight.device)
+
+
+def highest(values: Tensor, owner: Tensor, count: int) -> Tensor:
+    """(S, …), (S,) -> (count, …): the highest value of each owner."""
+    start = values.new_full((count, *values.shape[1:]), -math.inf)
+    index = owner.reshape(-1, *[1] * (values.ndim - 1)).expand_as(values)
+    return start.scatter_reduce(0, index, values, "amax")

@@ -10,10 +10,13 @@ over all of them, and one of a full round or more holds every phrase.
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from .concepts import Concept, Pair, any_word
 from .obfuscation import obfuscate
 from .templates import Templates, insert
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -32,8 +35,10 @@ class PromptConfig:
     """Share of targets that are obfuscated."""
     obfuscated_negatives: float = 0.12
     """Share of harmless prompts that are: without them, 20 to 40 % of obfuscated harmless text is touched."""
-    in_context: float = 0.15
-    """Share of units that are joined to a benign prompt."""
+    in_context: float = 0.4
+    """Share of units, and of other harmless prompts, that stand among harmless words."""
+    context_words: tuple[int, int] = (12, 240)
+    """Fewest and most of these words; their logarithm is spread evenly, so that half of the contexts are short."""
     double: float = 0.05
     """Share of units that hold phrases of two concepts."""
     scrambled: float = 0.1
@@ -87,6 +92,8 @@ class PromptGenerator:
             self.benign_prompts = _share(templates.benign_prompts, split == "calibration")
         self.pairs = [(c, p) for c in concepts for p in c.pairs if p.held_out == held_out]
         self.hard = [p for c in concepts for p in c.hard_negatives if p.held_out == held_out]
+        if not held_out:
+            self.hard = _share(self.hard, split == "calibration")
         self.unknown = {c.name: _overlapping(c, concepts) for c in concepts}
         guard_words = [word for c in concepts for word in c.guard_words]
         self.guard = any_word(guard_words) if guard_words else None
@@ -110,7 +117,7 @@ class PromptGenerator:
                 text = self.templates.fill(f"{text.rstrip('.')}, {{style}}, {{quality}}", rng)
         if rng.random() < self.config.obfuscated_negatives:
             text = obfuscate(text, rng)
-        return text
+        return self.in_context(text)
 
     def plain(self, count: int) -> list[str]:
         """Harmless prompts as people write them: each free-standing one once, and filled frames, to about `count`.
@@ -123,6 +130,20 @@ class PromptGenerator:
         frames = min(count - len(free), max(len(free), self.config.fewest_filled))
         return free + [self.templates.fill(self.rng.choice(self.benign_frames), self.rng) for _ in range(frames)]
 
+    def long(self, words: int, count: int) -> list[str]:
+        """Harmless texts of about so many words: captions one behind the other, and every fourth a list of tags."""
+        tags = [f"{{{slot}}}" for slot in self.templates.slots]
+        texts = []
+        for at in range(count):
+            if at % 4:
+                texts.append(" ".join(self.harmless_words(words)).rstrip(","))
+                continue
+            text = self.templates.fill(self.rng.choice(tags), self.rng)
+            while len(text.split()) < words:
+                text += ", " + self.templates.fill(self.rng.choice(tags), self.rng)
+            texts.append(text)
+        return texts
+
     def hard_negative(self) -> str:
         """A harmless prompt about something that only looks like the concept, in a frame of its kind."""
         phrase = self.rng.choice(self.hard)
@@ -132,13 +153,23 @@ class PromptGenerator:
         return insert(self.in_context(self.filled_frame(phrase.kind)), text)
 
     def in_context(self, frame: str) -> str:
-        """Now and then join the frame to a benign prompt, before or after."""
+        """Now and then set the frame among harmless words: before, after or around it."""
         rng = self.rng
         if self.held_out or rng.random() >= self.config.in_context:
             return frame
-        other = rng.choice(self.benign_prompts).rstrip(".")
+        fewest, most = self.config.context_words
+        words = self.harmless_words(round(fewest * (most / fewest) ** rng.random()))
+        cut = rng.choice((0, len(words), rng.randint(0, len(words))))
         separator = rng.choice((", ", ". ", " and ", "; "))
-        return f"{other}{separator}{frame}" if rng.random() < 0.5 else f"{frame}{separator}{other}"
+        parts = (" ".join(words[:cut]).rstrip(".,"), frame, " ".join(words[cut:]))
+        return separator.join(part for part in parts if part)
+
+    def harmless_words(self, count: int) -> list[str]:
+        """So many words of harmless prompts, one prompt behind the other."""
+        words: list[str] = []
+        while len(words) < count:
+            words += f"{self.rng.choice(self.benign_prompts).rstrip('.')}{self.rng.choice((',', '.'))}".split()
+        return words[:count]
 
     def scrambled(self, phrase: str) -> str:
         """Harmless words in no order around the phrase, with fragments such as optimised prompts have."""
@@ -251,7 +282,7 @@ def _shared(pairs: Sequence[Pair], sharing: int) -> list[list[Pair]]:
     return [group[at : at + sharing] for group in groups.values() for at in range(0, len(group), sharing)]
 
 
-def _share(items: Sequence[str], calibration: bool) -> list[str]:
+def _share(items: Sequence[Item], calibration: bool) -> list[Item]:
     """Every fifth for calibration, the others for training."""
     return [item for index, item in enumerate(items) if (index % 5 == 2) == calibration]
 

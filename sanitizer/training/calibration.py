@@ -1,18 +1,56 @@
-"""Calibration: the score at which a concept fires, set on harmless prompts that training did not see."""
+"""Calibration: the score at which a concept fires, set on harmless prompts that training did not see.
+
+A prompt has several votes (:attr:`..model.config.SanitizerConfig.vote_weights`), and each of them fires by itself: the
+prompt head, the strongest token and the probe each see what the others miss, and what one of them sees in one span of
+a long prompt is not averaged away. All votes of all concepts share one budget of false positives.
+
+Shapes: N prompts, S spans, V votes, K concepts.
+"""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..encoders.base import Progress, TextEncoder
-from ..model.sanitizer import EmbeddingSanitizer
+from ..model.sanitizer import EmbeddingSanitizer, highest
 from ..prompts.concepts import Concept
 from ..prompts.generator import PromptGenerator
 from ..prompts.templates import Templates
 from .config import TrainingConfig
-from .dataset import EncodedDataset, Labels
+from .dataset import READ, Spans, batch_size
 from .probes import minimise_logistic
+
+STRONGEST_TOKEN = (0.0, 1.0, 0.0)
+"""The vote whose scale the scores of single tokens have, so that no prompt scores below a word of it."""
+
+
+class Votes(NamedTuple):
+    """What the votes say of N harmless prompts, each in units of its spread over everyday ones."""
+
+    scores: Tensor
+    """(N, V, K)."""
+    spans: Tensor
+    """(N,): spans of each prompt."""
+
+    def __getitem__(self, index) -> "Votes":
+        return Votes(self.scores[index], self.spans[index])
+
+
+class Harmless(NamedTuple):
+    """The prompts that thresholds are set on."""
+
+    everyday: Votes
+    """Captions and prompts, a quarter of them about the concepts' own topics."""
+    borderline: Votes
+    """Hard negatives."""
+    empty: Votes
+    """The empty prompt."""
+    longer: Votes
+    """Several of the everyday prompts, one behind the other."""
+    longest: Votes
+    """The same, of the greatest lengths."""
 
 
 def calibrate(
@@ -20,46 +58,87 @@ def calibrate(
     encoder: TextEncoder,
     concepts: Sequence[Concept],
     templates: Templates,
-    dataset: EncodedDataset,
-    labels: Labels,
+    spans: Spans,
     config: TrainingConfig,
     *,
+    examples: int,
     seed: int,
     progress: Progress,
 ) -> None:
-    """Weigh the three prompt scores, and put the operating point of every concept at 0.5.
-
-    The thresholds are those at which all concepts that can be erased together touch the share
-    :attr:`TrainingConfig.false_positives` of harmless prompts, each concept allowed its part of it, and never so low
-    that the empty prompt is touched; the slope is that of a logistic regression (Platt scaling).
-    """
+    """Put the operating point of every vote of every concept at 0.5, see :func:`operating_points`; the slope is that of
+    a logistic regression (Platt scaling). spans: of the `examples` training prompts."""
     generator = PromptGenerator(concepts, templates, seed, "calibration", config.prompts)
-    texts = generator.plain(min(config.calibration_prompts, len(dataset) // 5 + 1))
-    benign = EncodedDataset.encode(encoder, texts, config, progress, dataset.normalizer, stage="calibrate")
-    # Apart from the others, of whose quantiles it would be one in thousands: what many prompts are, negative ones above
-    # all, and never harmful.
-    empty = EncodedDataset.encode(encoder, [""], config, progress, dataset.normalizer, stage="calibrate")
-    net = sanitizer.score_net
+    count = min(config.calibration_prompts, examples // 5 + 1)
+    groups = {
+        "everyday": generator.plain(count),
+        "borderline": [generator.hard_negative() for _ in range(count // 4)] if generator.hard else [],
+        "empty": [""],
+        "longer": [text for words in config.long_words for text in generator.long(words, count // config.long_share)],
+        "longest": [text for words in config.longest for text in generator.long(words, count // config.long_share)],
+    }
+    owner, parts, number = _evidence(sanitizer, encoder, list(groups.values()), progress)
     with torch.no_grad():
-        nothing = _logits(net, empty, [0])
-        harmless = _logits(net, benign, range(len(benign)))
-        index = torch.arange(0, len(dataset), max(1, len(dataset) // config.slope_prompts))
-        trained = _logits(net, dataset, index.tolist())
-    # Each score in units of its spread over harmless prompts, then mixed.
-    mix = harmless.new_tensor(sanitizer.config.ensemble_weights)[:, None] / harmless.std(1).clamp_min(1e-3)
-    z, z_trained, z_empty = (torch.einsum("pk,pnk->nk", mix, scores) for scores in (harmless, trained, nothing))
-    erasable = torch.tensor([not concept.context for concept in concepts])
-    thresholds = joint_thresholds(z, erasable, allowances(concepts), config)
-    thresholds = torch.maximum(thresholds, z_empty[0] + config.empty_margin * z.std(0))
-    token_thresholds = torch.quantile(harmless[1], 1 - config.token_false_positives, dim=0)
-    for k in range(len(concepts)):
-        positive = labels.prompt[index, k] > 0
-        slope = _slope(z[:, k], z_trained[positive, k])
-        sanitizer.prompt_mix[:, k] = slope * mix[:, k]
-        sanitizer.prompt_bias[k] = -slope * thresholds[k]
-        slope = _slope(harmless[1, :, k], trained[1, positive, k])
-        sanitizer.token_scale[k] = slope
-        sanitizer.token_bias[k] = -slope * token_thresholds[k]
+        index = torch.arange(0, len(spans), max(1, len(spans) // config.slope_prompts))
+        trained = torch.cat([sanitizer.score_net.parts(*spans.batch(some))[1] for some in index.split(READ)], dim=1)
+    # Each score in units of its spread over everyday prompts, then mixed: (V, 3, K).
+    weights = parts.new_tensor(sanitizer.config.vote_weights)
+    everyday = parts[:, owner < len(groups["everyday"])]
+    mix = weights[..., None] / everyday.std(dim=1).clamp_min(1e-3)
+    scores = highest(torch.einsum("vpk,psk->svk", mix, parts), owner, len(number))
+    sizes = [len(texts) for texts in groups.values()]
+    known = Harmless(*(Votes(*both) for both in zip(scores.split(sizes), number.split(sizes), strict=True)))
+    thresholds, length_slopes = operating_points(known, concepts, config)
+    unsafe = torch.einsum("vpk,psk->svk", mix, trained)
+    for v, vote in enumerate(sanitizer.config.vote_weights):
+        for k in range(len(concepts)):
+            positive = spans.labels[index, k] > 0
+            scale = _slope(known.everyday.scores[:, v, k], unsafe[positive, v, k])
+            sanitizer.vote_mix[v, :, k] = scale * mix[v, :, k]
+            sanitizer.vote_bias[v, k] = -scale * thresholds[v, k]
+            sanitizer.vote_slope[v, k] = scale * length_slopes[v, k]
+            if vote == STRONGEST_TOKEN:
+                sanitizer.token_scale[k] = sanitizer.vote_mix[v, 1, k]
+                sanitizer.token_bias[k] = sanitizer.vote_bias[v, k]
+                sanitizer.token_slope[k] = sanitizer.vote_slope[v, k]
+
+
+def operating_points(known: Harmless, concepts: Sequence[Concept], config: TrainingConfig) -> tuple[Tensor, Tensor]:
+    """(V, K) thresholds t, and (V, K) slopes b: a prompt of n spans fires at t + b log n.
+
+    t are the lowest ones at which all votes of all concepts that can be erased together touch at most the share
+    :attr:`TrainingConfig.false_positives` of everyday prompts, :attr:`TrainingConfig.borderline` of hard negatives and
+    :attr:`TrainingConfig.long_false_positives` of longer ones, each concept allowed its part, and never so low that the
+    empty prompt is touched. b are the lowest ones at which they touch at most that share of the longest. They may be
+    negative: the more words an encoder reads, the less of each is in an embedding.
+    """
+    votes, count = known.empty.scores.shape[1:]
+    parts = allowances(concepts).repeat(votes)
+    counted = torch.tensor([not concept.context for concept in concepts]).repeat(votes)
+    middle = _log(known.everyday).median()
+    slopes = torch.zeros_like(parts)
+
+    def level(own: Votes) -> Tensor:
+        return own.scores.flatten(1) - slopes * (_log(own) - middle)
+
+    limits = [config.false_positives, config.borderline, config.long_false_positives]
+    longest = known.longest[_log(known.longest)[:, 0] > middle]
+    thresholds = torch.empty(0)
+    # Each is set given the other; after three rounds they hardly move.
+    for _ in range(3):
+        everyday = level(known.everyday)
+        levels = [everyday, level(known.borderline), level(known.longer)]
+        thresholds = joint_thresholds(everyday, counted, parts, config, list(zip(levels, limits, strict=True)))
+        thresholds = torch.maximum(thresholds, level(known.empty)[0] + config.empty_margin * everyday.std(0))
+        if not len(longest.spans):
+            break
+        above = (longest.scores.flatten(1) - thresholds) / (_log(longest) - middle)
+        slopes = joint_thresholds(above, counted, parts, config, [(above, config.long_false_positives)])
+    return (thresholds - slopes * middle).reshape(votes, count), slopes.reshape(votes, count)
+
+
+def _log(own: Votes) -> Tensor:
+    """(N, 1): logarithm of the number of spans."""
+    return own.spans.clamp_min(1).float().log()[:, None]
 
 
 def allowances(concepts: Sequence[Concept]) -> Tensor:
@@ -71,14 +150,20 @@ def allowances(concepts: Sequence[Concept]) -> Tensor:
     return torch.where(context, 1.0, phrases / phrases[~context].mean())
 
 
-def joint_thresholds(scores: Tensor, counted: Tensor, parts: Tensor, config: TrainingConfig) -> Tensor:
-    """scores (N, K) of harmless prompts -> (K,): thresholds that a share of prompts in proportion to `parts` (K,)
-    reaches in each concept, as large a share as leaves at most `config.false_positives` of the prompts at or above one
-    of the counted (K, bool) ones.
+def joint_thresholds(
+    scores: Tensor,
+    counted: Tensor,
+    parts: Tensor,
+    config: TrainingConfig,
+    limits: Sequence[tuple[Tensor, float]],
+) -> Tensor:
+    """scores (N, C) of harmless prompts -> (C,): the lowest thresholds, reached by shares of these prompts in
+    proportion to `parts` (C,), that keep every limit: scores (M, C) and the share of them that may be at or above one
+    of the counted (C, bool) thresholds.
 
     Of few prompts the highest score says little: there the tail is fitted and followed beyond it.
     """
-    share = config.false_positives
+    share = limits[0][1]
     if len(scores) * share < config.few:
         return tail_thresholds(scores, share * parts / parts[counted].sum().clamp_min(1e-6), config.tail)
 
@@ -86,12 +171,19 @@ def joint_thresholds(scores: Tensor, counted: Tensor, parts: Tensor, config: Tra
         columns = zip(scores.unbind(1), (part * parts).clamp(max=1.0).tolist(), strict=True)
         return torch.stack([torch.quantile(column, 1 - allowed) for column, allowed in columns])
 
+    def kept(found: Tensor) -> bool:
+        touched = ((own >= found)[:, counted].any(dim=1).float().mean() <= most for own, most in limits if len(own))
+        return all(touched)
+
     low, high = 0.0, share
     for _ in range(20):
         middle = (low + high) / 2
-        reached = (scores >= thresholds(middle))[:, counted].any(dim=1)
-        low, high = (middle, high) if reached.float().mean() <= share else (low, middle)
-    return thresholds(low)
+        low, high = (middle, high) if kept(thresholds(middle)) else (low, middle)
+    found = thresholds(low)
+    # Above every one of these prompts, where the other limits ask for it.
+    while not kept(found):
+        found = found + 0.05 * scores.std(0).clamp_min(1e-3)
+    return found
 
 
 def tail_thresholds(scores: Tensor, shares: Tensor, tail: float) -> Tensor:
@@ -115,6 +207,22 @@ def _slope(harmless: Tensor, unsafe: Tensor) -> Tensor:
     return weight[0, 0].clamp_min(1e-3)
 
 
-def _logits(net, dataset: EncodedDataset, index: Sequence[int]) -> Tensor:
-    """(3, N, K): of prompt head, strongest token and probe."""
-    return torch.cat([net.parts(*batch)[1] for batch in dataset.batches(index)], dim=1)
+def _evidence(
+    sanitizer: EmbeddingSanitizer, encoder: TextEncoder, groups: Sequence[Sequence[str]], progress: Progress
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of all prompts of the groups: the prompt of each span (S,), the score net's logits of it (3, S, K), and the
+    number of spans of each prompt (N,)."""
+    texts = [text for group in groups for text in group]
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+    owner, parts, number = [], [], torch.zeros(len(texts), dtype=torch.long)
+    size = batch_size(sanitizer.width)
+    with torch.no_grad():
+        for first in range(0, len(order), size):
+            index = torch.tensor(order[first : first + size])
+            e = encoder.encode([texts[i] for i in index])
+            seen = sanitizer.evidence(e.embeddings, e.mask, e.pooled)
+            owner.append(index[seen.owner])
+            parts.append(seen.parts)
+            number[index] = seen.spans
+            progress("calibrate", min(first + size, len(texts)), len(texts), {})
+    return torch.cat(owner), torch.cat(parts, dim=1), number

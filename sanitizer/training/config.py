@@ -41,6 +41,10 @@ class TrainingConfig:
     """Dimensions of what tells the targets of all concepts from their anchors. More of them hold what one phrase means;
     chosen on held-out phrases of nudity and violence."""
 
+    score_span: int = 16
+    """Token embeddings that the score net sees at once. Of prompts with several phrases that are flagged alone, three
+    quarters are flagged among 200 harmless words with 16, not half with 48 (16,000 training prompts; `minilm`)."""
+
     # Optimisation.
     score_steps: int = 0
     """Optimiser steps of the score net; 0: 1000 and a tenth of the training prompts."""
@@ -80,12 +84,21 @@ class TrainingConfig:
 
     # Calibration, on harmless prompts that training did not see.
     false_positives: float = 0.012
-    """Share of the calibration's harmless prompts that may be touched, all concepts together. A quarter of them are
+    """Share of the calibration's everyday prompts that may be touched, all concepts together. A quarter of them are
     about the concepts' own topics, chosen to be hard: of captions and everyday prompts it is below 0.5 %."""
-    token_false_positives: float = 0.01
-    """Share of harmless prompts with a word at or above 0.5, per concept: words are shown, prompts decide."""
+    borderline: float = 0.15
+    """The same of its hard negatives."""
+    long_false_positives: float = 0.03
+    """The same of texts of several of the everyday prompts, of each of which a quarter is about a concept's own topics:
+    of captions one behind the other it is below 1 %."""
+    long_words: tuple[int, ...] = (15, 25, 50, 100)
+    """Words of these texts."""
+    longest: tuple[int, ...] = (200, 300)
+    """Words of those that say how thresholds go with length."""
+    long_share: int = 8
+    """Everyday prompts for each text of one length."""
     calibration_prompts: int = 4000
-    """Harmless prompts at most; a fifth of the training prompts where that is fewer."""
+    """Everyday prompts at most; a fifth of the training prompts where that is fewer."""
     slope_prompts: int = 6000
     """Training prompts that set the slope of the scores, at most."""
     few: int = 5

@@ -4,8 +4,10 @@ N prompts, R kept token embeddings in all, D channels, P pooled channels, K conc
 """
 
 import math
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -15,6 +17,7 @@ from ..encoders.alignment import align
 from ..encoders.base import Encoding, Progress, TextEncoder
 from ..errors import SanitizerError
 from ..model.normalizer import Normalizer, probe_features
+from ..model.sanitizer import spans
 from ..prompts.concepts import Concept
 from ..prompts.generator import Prompt
 from .config import TrainingConfig
@@ -107,22 +110,24 @@ class EncodedDataset:
             kept=kept,
         )
 
-    def alike(self, candidates: Tensor, size: int) -> list[int]:
-        """Draw `size` of the candidate prompts that are about as long as each other, which saves padding; over many
-        draws every candidate comes equally often, but for the shortest and longest few."""
-        if len(candidates) > size:
-            drawn = candidates[torch.randint(len(candidates), (6 * size,))]
-            drawn = drawn[(self.start[drawn + 1] - self.start[drawn]).argsort()]
-            first = int(torch.randint(5 * size + 1, ()))
-            return drawn[first : first + size].tolist()
-        return candidates[torch.randint(len(candidates), (size,))].tolist()
+    @property
+    def lengths(self) -> Tensor:
+        """(N,): kept embeddings of each prompt."""
+        return self.start.diff()
 
     def batch(self, index: Sequence[int], device: str | torch.device = "cpu") -> tuple[Tensor, Tensor, Tensor | None]:
         """(B, L, D) float32, (B, L) float32 weight and (B, P) float32 or None, padded with weight 0."""
-        parts = [slice(int(self.start[i]), int(self.start[i + 1])) for i in index]
+        at = torch.tensor(list(index), dtype=torch.long)
+        return self.stretches(at, self.start[at], self.start[at + 1], device)
+
+    def stretches(
+        self, prompts: Tensor, first: Tensor, last: Tensor, device: str | torch.device = "cpu"
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """As :meth:`batch`, the kept embeddings from first (B,) up to last (B,) of these prompts (B,)."""
+        parts = [slice(a, b) for a, b in zip(first.tolist(), last.tolist(), strict=True)]
         x = pad_sequence([self.embeddings[part] for part in parts], batch_first=True)
         weight = pad_sequence([self.weight[part] for part in parts], batch_first=True)
-        pooled = None if self.pooled is None else self.pooled[list(index)].to(device, torch.float32)
+        pooled = None if self.pooled is None else self.pooled[prompts].to(device, torch.float32)
         return x.to(device, torch.float32), weight.to(device), pooled
 
     def batches(
@@ -130,7 +135,7 @@ class EncodedDataset:
     ) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
         """The given prompts in their order, None for all, as :meth:`batch` gives them."""
         index = range(len(self)) if index is None else index
-        size = _at_once(READ, int(self.start.diff().max()) * self.embeddings.shape[1])
+        size = _at_once(READ, int(self.lengths.max()) * self.embeddings.shape[1])
         for first in range(0, len(index), size):
             yield self.batch(index[first : first + size], device)
 
@@ -154,6 +159,7 @@ class Labels:
         self.aligned: dict[int, tuple[Tensor, Tensor]] = {}
         """Target prompt -> its kept embeddings (by their order in it), and the anchor's that they align with."""
         erasable = {concept.name for concept in concepts if not concept.context}
+        window = dataset.normalizer.window
         for i, prompt in enumerate(prompts):
             for name in prompt.concepts:
                 self.prompt[i, names.index(name)] = 1
@@ -167,19 +173,99 @@ class Labels:
             kept = dataset.kept[i]
             first = int(dataset.start[i])
             self.token[first : first + len(kept)] = torch.tensor([differs[place] for place in kept])
-            if erasable.issuperset(prompt.concepts):
-                pairs = _nearest(kept, places, dataset.kept[prompt.anchor])
+            others = dataset.kept[prompt.anchor]
+            fits = window is None or max(kept[-1:] + others[-1:], default=0) < window
+            # The erase net sees one window at once, so of longer prompts it learns nothing.
+            if fits and erasable.issuperset(prompt.concepts):
+                pairs = _nearest(kept, places, others)
                 if pairs:
-                    own, others = zip(*pairs, strict=True)
-                    self.aligned[i] = torch.tensor(own), torch.tensor(others)
+                    target, anchor = zip(*pairs, strict=True)
+                    self.aligned[i] = torch.tensor(target), torch.tensor(anchor)
 
-    def tokens(self, index: Tensor, length: int) -> Tensor:
+
+class Spans:
+    """The stretches of the training prompts that the score net sees at once, as in
+    :func:`..model.sanitizer.spans`, and what is known of each. S spans, K concepts."""
+
+    def __init__(self, dataset: EncodedDataset, labels: Labels, size: int) -> None:
+        """size: of a span, in places of the encoder's output; 0: all of a window."""
+        prompts, first, last, harmful, known = [], [], [], [], []
+        window = dataset.normalizer.window or math.inf
+        for i in range(len(dataset)):
+            start, kept = int(dataset.start[i]), dataset.kept[i]
+            phrase = labels.token[start : start + len(kept)].nonzero().squeeze(1).tolist()
+            cuts = self._cuts(kept, window, size)
+            for a, b in cuts:
+                part = bisect_left(phrase, b) - bisect_left(phrase, a)
+                # Embeddings behind the phrase may have read it, as all do in a causal encoder.
+                behind = bool(phrase) and phrase[0] < a and kept[phrase[0]] // window == kept[a] // window
+                most = len(cuts) == 1 or 2 * part >= len(phrase) > 0
+                # Of these, of one with a smaller part of the phrase, and of any in a prompt whose pooled vector tells
+                # of it, nothing is known. Which of two phrases a part has is not known, either. Taken as harmful,
+                # padding behind the phrase cost half of what is found (`minilm-causal`).
+                apart = part == 0 and not behind and dataset.pooled is None and bool(labels.token_known[i])
+                prompts.append(i)
+                first.append(start + a)
+                last.append(start + b)
+                harmful.append(most)
+                known.append(most or apart)
+        self.prompts, self.first, self.last = torch.tensor(prompts), torch.tensor(first), torch.tensor(last)
+        unsafe = labels.prompt[self.prompts]
+        self.labels = unsafe * torch.tensor(harmful)[:, None]
+        """(S, K)."""
+        doubtful = (unsafe.sum(dim=1) > 0) & ~torch.tensor(known)
+        self.known = labels.known[self.prompts] * ~doubtful[:, None]
+        """(S, K)."""
+        self.token_known = labels.token_known[self.prompts]
+        self._dataset, self._labels = dataset, labels
+
+    @staticmethod
+    def _cuts(kept: list[int], window: float, size: int) -> list[tuple[int, int]]:
+        """(first, end) of each span among the kept places."""
+        cuts, at = [], 0
+        while at < len(kept):
+            start = int(kept[at] // window * window) if window < math.inf else 0
+            end = bisect_left(kept, start + window)
+            for low, high in _span_places(kept[end - 1] + 1 - start, size):
+                a, b = bisect_left(kept, start + low), bisect_left(kept, start + high)
+                if a < b:
+                    cuts.append((a, b))
+            at = end
+        return list(dict.fromkeys(cuts)) or [(0, 0)]
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    @property
+    def lengths(self) -> Tensor:
+        """(S,): kept embeddings of each."""
+        return self.last - self.first
+
+    def batch(self, index: Tensor, device: str | torch.device = "cpu") -> tuple[Tensor, Tensor, Tensor | None]:
+        """As :meth:`EncodedDataset.batch`."""
+        return self._dataset.stretches(self.prompts[index], self.first[index], self.last[index], device)
+
+    def tokens(self, index: Tensor) -> Tensor:
         """(B, L): 1 where a token belongs to the phrase at fault."""
-        out = torch.zeros(len(index), length)
-        for b, i in enumerate(index.tolist()):
-            own = self.token[int(self.start[i]) : int(self.start[i + 1])]
-            out[b, : len(own)] = own.float()
-        return out
+        ends = zip(self.first[index].tolist(), self.last[index].tolist(), strict=True)
+        return pad_sequence([self._labels.token[a:b].float() for a, b in ends], batch_first=True)
+
+
+@cache
+def _span_places(length: int, size: int) -> list[tuple[int, int]]:
+    _, places = spans(torch.ones(1, length), size)
+    return [(int(own[0]), int(own[-1]) + 1) for own in places]
+
+
+def alike(lengths: Tensor, candidates: Tensor, size: int) -> list[int]:
+    """Draw `size` of the candidates that are about as long as each other, which saves padding; over many draws every
+    candidate comes equally often, but for the shortest and longest few."""
+    if len(candidates) > size:
+        drawn = candidates[torch.randint(len(candidates), (6 * size,))]
+        drawn = drawn[lengths[drawn].argsort()]
+        first = int(torch.randint(5 * size + 1, ()))
+        return drawn[first : first + size].tolist()
+    return candidates[torch.randint(len(candidates), (size,))].tolist()
 
 
 def _nearest(kept: list[int], places: list[int], anchor_kept: list[int]) -> list[tuple[int, int]]:
@@ -247,10 +333,12 @@ def _joined(pieces: list[Tensor]) -> Tensor:
 def measure(encodings: Sequence[Encoding], config: TrainingConfig | None = None) -> Normalizer:
     """Mean and deviation of each channel, and the constant leading embeddings."""
     config = config or TrainingConfig()
-    lengths = {e.mask.shape[1] for e in encodings}
-    visible = all(bool(e.mask.all()) for e in encodings)
-    fixed = len(lengths) == 1 and visible
-    shortest = min([*lengths, config.most_constant])
+    # Each by itself: in a batch the padding of a longer prompt would stand for its own length.
+    lengths = [int(mask.sum()) for e in encodings for mask in e.mask]
+    # Where most prompts have one length and the others a multiple of it, it is that of a window of fixed size.
+    window = min(lengths)
+    fixed = 2 * lengths.count(window) > len(lengths) and all(length % window == 0 for length in lengths)
+    shortest = min(window, config.most_constant)
     leading = torch.cat([e.embeddings[:, :shortest].float().cpu() for e in encodings])
     count = 0
     while count < shortest - 1:
@@ -280,17 +368,17 @@ def measure(encodings: Sequence[Encoding], config: TrainingConfig | None = None)
         pooled_mean=None if pooled is None else pooled.mean(0),
         pooled_std=None if pooled is None else without_dead(pooled.std(0)),
         constant=leading[0, :count].clone(),
-        window=lengths.pop() if fixed else None,
+        window=window if fixed else None,
     )
 
 
 def _keep(encoding: Encoding, normalizer: Normalizer, padding: int):
     """Per prompt of the batch: kept embeddings (float16, normalized), weights, pooled vector, tokens, places."""
-    constant = len(normalizer.constant)
+    constant, window = len(normalizer.constant), normalizer.window or math.inf
     for b, tokens in enumerate(encoding.tokens):
         places, weights = kept_places(tokens, encoding.mask[b].tolist(), padding)
-        chosen = [(p, w) for p, w in zip(places, weights, strict=True) if p >= constant]
-        places = [p for p, _ in chosen]
+        chosen = [(p, w) for p, w in zip(places, weights, strict=True) if p % window >= constant]
+        places = [int(p) for p, _ in chosen]
         embeddings = normalizer(encoding.embeddings[b, places].cpu().float())
         vector = None if encoding.pooled is None else normalizer.pooled(encoding.pooled[b].cpu().float()).half()
         yield embeddings.half(), torch.tensor([w for _, w in chosen]), vector, tokens, places

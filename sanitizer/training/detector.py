@@ -5,34 +5,33 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..encoders.base import Progress
+from ..model.normalizer import probe_features
 from ..model.sanitizer import EmbeddingSanitizer
 from .config import TrainingConfig
-from .dataset import EncodedDataset, Labels
+from .dataset import READ, Spans, alike
 from .loop import noisy, optimise, weighted_mean
 from .probes import minimise_logistic
 
 
-def train_detector(
-    sanitizer: EmbeddingSanitizer, dataset: EncodedDataset, labels: Labels, config: TrainingConfig, progress: Progress
-) -> None:
+def train_detector(sanitizer: EmbeddingSanitizer, spans: Spans, config: TrainingConfig, progress: Progress) -> None:
     """Binary cross-entropy of token and prompt logits, where the labels are known."""
     net, device = sanitizer.score_net, sanitizer.mean.device
-    unsafe = labels.prompt.sum(dim=1) > 0
+    unsafe, lengths = spans.labels.sum(dim=1) > 0, spans.lengths
     groups = [group for group in (unsafe.nonzero().squeeze(1), (~unsafe).nonzero().squeeze(1)) if len(group)]
 
     def loss_of() -> Tensor:
-        # Unsafe and harmless prompts in equal parts, whatever their parts of the set.
-        index = torch.tensor([i for g in groups for i in dataset.alike(g, config.batch // len(groups))])
-        x, weight, pooled = dataset.batch(index.tolist(), device)
+        # Unsafe and harmless spans in equal parts, whatever their parts of the set.
+        index = torch.tensor([i for g in groups for i in alike(lengths, g, config.batch // len(groups))])
+        x, weight, pooled = spans.batch(index, device)
         # Left out of all tokens of a prompt alike: of one the others would still tell.
         kept = F.dropout(torch.ones(len(x), 1, x.shape[2], device=x.device), config.dropout)
         x = noisy(x, config.noise) * kept
         pooled = None if pooled is None else F.dropout(noisy(pooled, config.noise), config.dropout)
         tokens, prompt = net(x, weight, pooled)
-        target, known = labels.prompt[index].to(device), labels.known[index].to(device)
+        target, known = spans.labels[index].to(device), spans.known[index].to(device)
         prompt_loss = weighted_mean(F.binary_cross_entropy_with_logits(prompt, target, reduction="none"), known)
-        phrase = labels.tokens(index, x.shape[1]).to(device)
-        token_known = (weight > 0)[..., None] * (known * labels.token_known[index, None].to(device))[:, None]
+        phrase = spans.tokens(index).to(device)
+        token_known = (weight > 0)[..., None] * (known * spans.token_known[index, None].to(device))[:, None]
         token_target = phrase[..., None] * target[:, None]
         token_loss = F.binary_cross_entropy_with_logits(tokens, token_target, reduction="none")
         return prompt_loss + config.token_weight * weighted_mean(token_loss, token_known)
@@ -45,15 +44,16 @@ def train_detector(
         "score net",
         progress,
     )
-    train_probe(sanitizer, dataset, labels, config)
+    train_probe(sanitizer, spans, config)
 
 
-def train_probe(sanitizer: EmbeddingSanitizer, dataset: EncodedDataset, labels: Labels, config: TrainingConfig) -> None:
+def train_probe(sanitizer: EmbeddingSanitizer, spans: Spans, config: TrainingConfig) -> None:
     """Plain logistic regression on the probe features, to convergence."""
     device = sanitizer.mean.device
-    weight, bias = minimise_logistic(
-        dataset.features(device=device), labels.prompt.to(device), labels.known.to(device), config.probe_decay
+    features = torch.cat(
+        [probe_features(*spans.batch(index, device)) for index in torch.arange(len(spans)).split(READ)]
     )
+    weight, bias = minimise_logistic(features, spans.labels.to(device), spans.known.to(device), config.probe_decay)
     with torch.no_grad():
         sanitizer.score_net.probe.weight.copy_(weight)
         sanitizer.score_net.probe.bias.copy_(bias)

@@ -12,7 +12,7 @@ from ..model.normalizer import probe_features
 from ..model.sanitizer import EmbeddingSanitizer
 from ..prompts.generator import Prompt
 from .config import TrainingConfig
-from .dataset import EncodedDataset, Labels
+from .dataset import EncodedDataset, Labels, alike
 from .loop import noisy, optimise, weighted_mean
 
 
@@ -60,7 +60,7 @@ class AlignedPairs:
         Returns the inputs (x, weight, pooled), the anchors (x, weight, pooled), the anchor's place for each
         input embedding (B, L) and whether there is one (B, L).
         """
-        index = self.dataset.alike(self._targets, size)
+        index = alike(self.dataset.lengths, self._targets, size)
         anchors = [self.anchor[i] for i in index]
         sources = [a if torch.rand(()) < identity else i for i, a in zip(index, anchors, strict=True)]
         inputs = self.dataset.batch(sources, device)

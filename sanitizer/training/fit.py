@@ -21,7 +21,7 @@ from ..prompts.generator import Prompt, full_size, training_prompts
 from ..prompts.templates import Templates, load_templates
 from .calibration import calibrate
 from .config import TrainingConfig
-from .dataset import EncodedDataset, Labels
+from .dataset import EncodedDataset, Labels, Spans
 from .detector import train_detector
 from .eraser import train_eraser
 from .report import Report, make_report
@@ -73,10 +73,13 @@ def fit(
         labels = Labels(prompts, dataset, concepts)
         sanitizer = _new_sanitizer(encoder, concepts, dataset, labels, config)
         sanitizer.to(device or "cpu").train()
-        train_detector(sanitizer, dataset, labels, config, progress)
+        spans = Spans(dataset, labels, sanitizer.config.score_span)
+        train_detector(sanitizer, spans, config, progress)
         train_eraser(sanitizer, dataset, labels, prompts, config, progress)
         sanitizer.cpu().eval().requires_grad_(False)
-        calibrate(sanitizer, encoder, concepts, templates, dataset, labels, config, seed=seed, progress=progress)
+        calibrate(
+            sanitizer, encoder, concepts, templates, spans, config, examples=len(dataset), seed=seed, progress=progress
+        )
     seconds = time.monotonic() - began
     report = make_report(
         sanitizer, encoder, concepts, templates, prompts, dataset, config, seed=seed, progress=progress
@@ -116,6 +119,7 @@ def _new_sanitizer(
         pooled_width=pooled,
         window=normalizer.window or 512,
         constant_embeddings=len(normalizer.constant),
+        score_span=training.score_span,
         rank=min(width, training.rank),
         pooled_rank=min(pooled, training.pooled_rank),
         concept_rank=min(width, training.concept_rank),

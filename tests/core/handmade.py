@@ -43,7 +43,7 @@ def handmade(encoder, concept: str = "redness") -> EmbeddingSanitizer:
     net.token_head.bias.copy_(torch.tensor([0.0, -9.0]))
     net.token_head.weight[0, 0] = 0.5
     # The prompt's score is its highest token's.
-    sanitizer.prompt_mix.copy_(torch.tensor([0.0, 1.0, 0.0])[:, None].expand(3, 2))
+    sanitizer.vote_mix.copy_(torch.tensor([0.0, 1.0, 0.0])[:, None])
     sanitizer.erase_net.basis.copy_(torch.eye(8, width))
     if pooled:
         sanitizer.erase_net.pooled_basis.copy_(torch.eye(config.pooled_rank, pooled))

@@ -48,10 +48,10 @@ if __name__ == "__main__":
     mask = torch.tensor([[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]], dtype=torch.bool)
     # The bias puts the operating point between the two prompts.
     logits = sanitizer.score(embeddings, mask).prompt[:, 0].logit()
-    sanitizer.prompt_bias[0] -= logits.mean()
+    sanitizer.vote_bias[0, 0] -= logits.mean()
     if logits[0] < logits[1]:
         embeddings, mask = embeddings.flip(0), mask.flip(0)
-    sanitizer.prompt_bias[1] = -50.0
+    sanitizer.vote_bias[0, 1] = -50.0
     out = sanitizer.sanitize(embeddings, mask)
     save(sanitizer, folder / "golden_v2.safetensors")
     save_file(

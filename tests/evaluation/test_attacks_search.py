@@ -221,7 +221,7 @@ def test_the_soft_gate_follows_a_context_concept_that_lowers_the_limit(tiny, tin
     e = tiny.encode(["a crimson dress", "a boat on a lake"])
     soft = search.soft(tiny_sanitizer, "nudity")
     plain, _ = soft(e.embeddings, e.mask, e.pooled)
-    tiny_sanitizer.prompt_bias[tiny_sanitizer.concepts.index("youth")] = 20.0
+    tiny_sanitizer.vote_bias[0, tiny_sanitizer.concepts.index("youth")] = 20.0
     lowered, _ = soft(e.embeddings, e.mask, e.pooled)
     assert ((lowered - e.embeddings).norm(dim=(1, 2)) > (plain - e.embeddings).norm(dim=(1, 2))).all()
 

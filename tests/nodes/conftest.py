@@ -97,9 +97,9 @@ def make_sanitizer(pack):
             sanitizer.erase_net.basis.copy_(torch.linalg.qr(torch.randn(width, 4))[0].T)
             if pooled:
                 sanitizer.erase_net.pooled_basis.copy_(torch.linalg.qr(torch.randn(pooled, 2))[0].T)
-            sanitizer.prompt_mix.zero_()
-            sanitizer.prompt_bias.fill_(-8.0)
-            sanitizer.prompt_bias[0] = logit
+            sanitizer.vote_mix.zero_()
+            sanitizer.vote_bias.fill_(-8.0)
+            sanitizer.vote_bias[0, 0] = logit
         fingerprint = fingerprint or base.Fingerprint("ToyModel", width, pooled, "0" * 64)
         sanitizer.header = header_of.Header(fingerprint, licence="MIT")
         return sanitizer.eval().requires_grad_(False)
