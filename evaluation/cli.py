@@ -1,5 +1,5 @@
-"""The command line: `run` measures all methods on all prompt sets, `attack` attacks one sanitizer, `memory` measures
-what training takes."""
+"""The command line: `run` measures all methods on all prompt sets, `attack` attacks one sanitizer, `length` measures
+it on long prompts, `memory` measures what training takes."""
 
 import argparse
 import sys
@@ -18,6 +18,7 @@ QUICK_EXAMPLES, QUICK_LIMIT = 200, 80
 SAMPLES, BUDGET, JUDGE_EXAMPLES = 20, 2000, 1000
 QUICK_SAMPLES, QUICK_BUDGET, QUICK_JUDGE_EXAMPLES = 4, 300, 300
 PUBLISHED_BUDGET = 512_000
+LENGTH_SAMPLES = 200
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -59,6 +60,14 @@ def build_parser() -> argparse.ArgumentParser:
     attack.add_argument("--quick", action="store_true", help=quick)
     attack.add_argument("--show-prompts", action="store_true", help="write the adversarial prompts into the results")
     attack.set_defaults(main=attack_command)
+    length = commands.add_parser("length", help="what is flagged among harmless words, and what harmless texts lose")
+    _add_pair(length)
+    length.add_argument("--concepts", default=CONCEPTS, help=f"names divided by commas ({CONCEPTS})")
+    length.add_argument("--captions", type=Path, help="file of harmless captions, .txt, .csv or .jsonl")
+    length.add_argument("--samples", type=_positive, default=LENGTH_SAMPLES, help=f"prompts a kind ({LENGTH_SAMPLES})")
+    length.add_argument("--seed", type=int, default=0)
+    length.add_argument("--output", type=Path, required=True, help="folder for length.md and length.json")
+    length.set_defaults(main=length_command)
     memory = commands.add_parser("memory", help="the same as python -m benchmarks memory")
     memory.add_argument("--width", type=_positive, default=4096, help="channels (4096)")
     memory.add_argument("--rows", type=_positive, default=256, help="token embeddings of every prompt (256)")
@@ -218,6 +227,39 @@ def attack_command(options: argparse.Namespace) -> int:
     report = write_summary(facts, rows, records, options.output, options.show_prompts)
     print(terminal_table(rows))
     print(f"{report}: written. {_minutes(began):.1f} minutes.", file=sys.stderr)
+    return 0
+
+
+def length_command(options: argparse.Namespace) -> int:
+    """`length`: measure and write. Raises SanitizerError for what cannot work."""
+    from . import length
+    from .report import to_json, write
+    from .run import check_erasable, load
+    from .store import file_digest
+
+    began = time.monotonic()
+    concepts = choose_concepts(options.concepts)
+    captions = length.read_captions(options.captions) if options.captions else []
+    encoder, sanitizer, path = load(options.encoder, options.sanitizer)
+    check_erasable(sanitizer, path, concepts, "--concepts")
+    asked = length.collect(concepts, captions, options.samples, options.seed)
+    with Bars() as bars:
+        found = length.measure(encoder, sanitizer, concepts, asked, bars)
+    facts = {
+        "encoder": options.encoder,
+        "sanitizer": path.name,
+        "sha256": file_digest(path)[:12],
+        "concepts": " and ".join(concepts),
+        "captions": options.captions.name if options.captions else "none",
+        "samples": options.samples,
+        "seed": options.seed,
+    }
+    options.output.mkdir(parents=True, exist_ok=True)
+    write(options.output / "length.json", to_json(facts | {"figures": found.to_dict("records")}))
+    text = length.markdown(found, facts)
+    write(options.output / "length.md", text.encode())
+    print(text)
+    print(f"{options.output / 'length.md'}: written. {_minutes(began):.1f} minutes.", file=sys.stderr)
     return 0
 
 
