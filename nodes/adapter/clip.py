@@ -85,10 +85,19 @@ class ComfyTextEncoder:
                     found[index] = self._encode_one(tokens[index])
                 continue
             size = max(1, TOKENS_PER_CALL // max(length for _, length in shape))
-            for first in range(0, len(members), size):
+            while members:
                 comfy.model_management.throw_exception_if_processing_interrupted()
-                some = members[first : first + size]
-                found.update(zip(some, self._encode_batch([tokens[i] for i in some]), strict=True))
+                some = members[:size]
+                try:
+                    encoded = self._encode_batch([tokens[i] for i in some])
+                except (RuntimeError, MemoryError) as error:
+                    if size == 1 or not _out_of_memory(error):
+                        raise
+                    size = max(1, size // 2)
+                    comfy.model_management.soft_empty_cache()
+                    continue
+                found.update(zip(some, encoded, strict=True))
+                members = members[size:]
         return [found[index] for index in range(len(tokens))]
 
     def _encode_one(self, tokens: dict) -> Part:
@@ -122,7 +131,9 @@ class ComfyTextEncoder:
             single = [self._encode_one(own) for own in tokens]
             try:
                 batch = self._encode_batch(tokens) if len({_shape(own) for own in tokens}) == 1 else []
-            except (RuntimeError, ValueError, IndexError):
+            except (RuntimeError, ValueError, IndexError, MemoryError) as error:
+                if _out_of_memory(error):
+                    return False  # that says nothing of the model, so it is tried again the next time
                 batch = []
             self._batches = len(batch) == len(single) and all(map(_alike, single, batch))
         return self._batches
@@ -174,6 +185,11 @@ class _PooledVectors:
                 if joined.shape == (count, first.shape[1]) and torch.equal(joined[:1], first):
                     return joined
         raise ValueError("no recorded pooled vector is the model's")
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    """On a processor it is a RuntimeError that only its text tells."""
+    return isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)) or "memory" in str(error).lower()
 
 
 def _shape(tokens: dict) -> tuple:

@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -126,3 +127,24 @@ def clip(pack, comfy_modules):
     module = importlib.util.module_from_spec(clips)
     clips.loader.exec_module(module)
     return module.make_clip(pack("sanitizer.encoders").load_encoder("minilm-causal"))
+
+
+@pytest.fixture(scope="session")
+def trained(pack, clip):
+    """The shipped sanitizer of that encoder, for nudity, as if it had been trained on the CLIP."""
+    path = PACK / "weights" / "minilm-causal.safetensors"
+    own = pack("nodes.adapter.handle").LoadedSanitizer.load(path, ["nudity"])
+    model = own.patcher.model
+    model.header = replace(model.header, encoder=pack("nodes.adapter.clip").ComfyTextEncoder(clip).fingerprint)
+    return own
+
+
+@pytest.fixture(scope="session")
+def encoded(clip):
+    """`encoded(prompt)`: the conditioning that a text encode node gives."""
+
+    def encode(prompt, through=clip):
+        with torch.inference_mode():
+            return through.encode_from_tokens_scheduled(through.tokenize(prompt))
+
+    return encode

@@ -73,7 +73,7 @@ def test_words_come_along_from_sanitize_clip(run, node, pack, sanitizer, clip):
 
 
 def test_an_entry_without_a_prompt_is_an_error(run, pack, node, sanitizer):
-    with pytest.raises(pack("sanitizer.errors").SanitizerError, match="without an encoded prompt"):
+    with pytest.raises(pack("sanitizer.errors").SanitizerError, match="expected 'cond'"):
         run(node, sanitizer=sanitizer, conditioning=[[None, {"pooled_output": None}]])
 
 

@@ -73,11 +73,23 @@ def test_every_entry_every_row_and_the_controlnet_text(run, node, loaded):
         assert not torch.equal(out[2][1][key], old)
 
 
-def test_masked_rows_stay(run, node, loaded):
-    given = conditioning(attention_mask=torch.tensor([[1, 1, 1, 0, 0]]))
+def test_a_mask_hides_nothing_from_the_sanitizer(run, node, loaded):
+    given = conditioning(attention_mask=torch.tensor([[1, 1, 0, 0, 0]]))
+    given[0][0][:, 4] = 0
     out = run(node, conditioning=given, sanitizer=loaded(), strength=1.0, threshold=0.5).args[0]
     changed = (out[0][0] != given[0][0]).any(dim=-1)
-    assert changed.tolist() == [[True, True, True, False, False]]
+    # The last one is masked and zero: there is nothing in it, and it stays.
+    assert changed.tolist() == [[True, True, True, True, False]]
+
+
+def test_text_hidden_behind_a_mask_is_scored(run, node, trained, encoded):
+    """An unsafe prompt under a mask of zeros, which a model may ignore: it fires as it does without."""
+    [[cond, extras]] = encoded("a nude woman on a bed")
+    hidden = [[cond, {**extras, "attention_mask": torch.zeros(cond.shape[:2])}]]
+    out = run(node, conditioning=hidden, sanitizer=trained, strength=1.0, threshold=0.5)
+    assert status(out)["state"] == "changed"
+    changed = (out.args[0][0][0] != cond).any(dim=-1)
+    assert int((~changed).sum()) <= 1, "the start token's embedding is the same for every prompt"
 
 
 def test_threshold_decides(run, node, loaded):

@@ -34,7 +34,7 @@ def intermediate_device():
 
 def load_models_gpu(models, memory_required=0, force_full_load=False):
     for model in models:
-        model.model.to(model.load_device)
+        model.load()
 
 
 def free_memory(memory_required, device):
