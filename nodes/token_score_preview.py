@@ -134,6 +134,7 @@ class _Prompt:
     def message(self) -> dict:
         """For the front end, which frames the words that `framed` names and decides nothing itself."""
         return {
+            "flagged": self.flagged,
             "state": "found" if self.flagged or any(self.framed) else "harmless",
             "text": self.verdict(),
             "fired": self.fired,
@@ -177,7 +178,7 @@ def _words(entry: list, part: Part, clip, text: str | None) -> tuple[str, list[s
 
 def _numbered(part: Part) -> tuple[str, list[str], list[tuple[int, int]]]:
     rows = part.embeddings.shape[1]
-    seen = range(rows) if part.mask is None else part.mask[0].nonzero().squeeze(1).tolist()
+    seen = range(rows) if part.mask is None else part.mask.any(dim=0).nonzero().squeeze(1).tolist()
     tokens = [""] * rows
     for row in seen:
         tokens[row] = f"row{row}</w>"

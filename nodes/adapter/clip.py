@@ -13,6 +13,7 @@ from comfy.sd1_clip import ClipTokenWeightEncoder
 from torch import Tensor
 
 from ...sanitizer.encoders.base import Encoding, Fingerprint, hash_weights
+from ...sanitizer.errors import SanitizerError
 from .conditioning import Part, parts
 from .tokens import row_tokens, spans
 
@@ -52,6 +53,11 @@ class ComfyTextEncoder:
         if self._fingerprint is None:
             part = self._encode_one(self.clip.tokenize(""))
             pooled = 0 if part.pooled is None else part.pooled.shape[1]
+            if replaced_forwards(self.clip.cond_stage_model):
+                raise SanitizerError(
+                    "CLIP: a LoRA in bypass mode is on the text encoder, which then cannot be told from the plain one. "
+                    "Load the LoRA with an ordinary LoRA loader."
+                )
             weights = hash_weights(self._weights())
             self._fingerprint = Fingerprint(self.architecture, part.embeddings.shape[2], pooled, weights)
         return self._fingerprint
@@ -217,6 +223,13 @@ def _layers(model, layer_idx) -> str:
     model.reset_clip_options()
     if layer_idx is not None:
         model.set_clip_options({"layer": layer_idx})
+    chosen = chosen_layers(model)
+    model.reset_clip_options()
+    return chosen
+
+
+def chosen_layers(model) -> str:
+    """Which layer each encoder of a text model puts out as it is set now."""
     chosen = []
     for name, module in model.named_modules():
         if isinstance(module, ClipTokenWeightEncoder) and hasattr(module, "layer"):
@@ -225,8 +238,17 @@ def _layers(model, layer_idx) -> str:
             # The last hidden layer with the final norm is the last layer.
             last = layer == -1 and getattr(module, "layer_norm_hidden_state", False)
             chosen.append(f"{name} layer {'last' if last else layer}")
-    model.reset_clip_options()
     return ", ".join(chosen)
+
+
+def replaced_forwards(model) -> tuple:
+    """Methods by which other code has replaced `forward` of a module, as LoRA in bypass mode does."""
+    found = []
+    for module in model.modules():
+        own = vars(module).get("forward")
+        if own is not None and getattr(own, "__func__", None) is not type(module).forward:
+            found.append(own)
+    return tuple(found)
 
 
 def _half(tensor: Tensor) -> Tensor:

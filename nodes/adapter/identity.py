@@ -1,32 +1,29 @@
 """Whether a text model still encodes as it did, told whenever it encodes: a LoRA, a clip-skip, a hook or a merge behind
 Sanitize CLIP makes another encoder of it, which the sanitizer does not know.
 
-ComfyUI's patches, options and hooks leave marks on the text model. While those are as they were, nothing is computed;
-where one is another, a probe is encoded once more, so that a change without effect, such as a LoRA of strength 0, is
-no error.
+Nothing is encoded for this. ComfyUI's loaded patcher says which patches and hooks are on the weights, at whatever place
+and time they are added (with low VRAM when a weight is used), and the text model says which layer it puts out.
 """
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-import torch
+import comfy.model_management
 from comfy.sd1_clip import ClipTokenWeightEncoder
 
 from ...sanitizer.errors import SanitizerError
-from .clip import PROBES, ComfyTextEncoder
-
-TOLERANCE = 1e-4
-"""Of the largest value of the probe's encoding. The same weights give the same values; a LoRA changes more."""
+from .clip import ComfyTextEncoder, chosen_layers, replaced_forwards
 
 
 class _State(NamedTuple):
-    weights: Any
-    """ModelPatcher's id of the patches (LoRA, merge) that the loaded weights have; both versions set it on loading,
-    with low VRAM too, where patches are added to a weight only when it is used."""
+    patches: tuple
+    """LoRA and merges: what is added to which weight."""
+    hooks: tuple
+    """The same of hooks, with the strength of the moment."""
     layers: tuple
-    """Layer and kind of pooled vector that each encoder puts out."""
-    hooked: bool
+    """Layer that each encoder puts out, and whether its pooled vector is projected."""
     forwards: tuple
-    """Replaced `forward` methods of modules, as LoRA in bypass mode sets them."""
+    """Replaced methods of modules, as LoRA in bypass mode sets them."""
 
 
 class EncoderCheck:
@@ -34,59 +31,61 @@ class EncoderCheck:
 
     def __init__(self, clip) -> None:
         own = ComfyTextEncoder(clip).clip
-        self._model, self._patcher = own.cond_stage_model, own.patcher
-        self._probe = own.tokenize(PROBES[1])
-        self._expected = _tensors(own.encode_from_tokens(self._probe, return_pooled=True))
+        # The clip keeps the patches, so that no other object can take their ids.
+        self._clip, self._model = own, own.cond_stage_model
+        own.encode_from_tokens(own.tokenize(""))
         self._first = self._state()
-        self._known = {self._first}
 
     def __call__(self) -> None:
         """To be called where the text model is about to encode. Raises SanitizerError where it has become another."""
         state = self._state()
-        # Hooks change weights for each step of a schedule under one id.
-        if state in self._known and not state.hooked:
+        if state == self._first:
             return
-        if not self._same(_tensors(self._model.encode_token_weights(self._probe))):
-            raise SanitizerError(
-                f"Sanitize CLIP: the encoder was changed behind this node by {self._change(state)}, so the sanitizer "
-                "does not know it. Put such nodes in front of Sanitize CLIP and connect the changed CLIP to Load "
-                "Sanitizer, too."
-            )
-        if not state.hooked:
-            self._known.add(state)
-
-    def _state(self) -> _State:
-        layers, forwards = [], []
-        for name, module in self._model.named_modules():
-            if isinstance(module, ClipTokenWeightEncoder):
-                options = [getattr(module, key, None) for key in ("layer", "layer_idx", "return_projected_pooled")]
-                layers.append((name, str(options)))
-            if "forward" in vars(module):
-                forwards.append(vars(module)["forward"])
-        # The patcher's clones share one dict of the weights that hooks have changed.
-        hooked = bool(self._patcher.hook_backup)
-        return _State(self._model.current_weight_patches_uuid, tuple(layers), hooked, tuple(forwards))
-
-    def _same(self, found: list) -> bool:
-        if [tensor.shape for tensor in found] != [tensor.shape for tensor in self._expected]:
-            return False
-        return all(
-            bool((a - b).abs().max() <= TOLERANCE * b.abs().max()) for a, b in zip(found, self._expected, strict=True)
+        changes = {
+            "patches": "patches to its weights (LoRA, merged CLIPs)",
+            "hooks": "hooks (Set CLIP Hooks)",
+            "layers": "another layer or pooled vector (clip-skip, GLIGEN)",
+            "forwards": "a LoRA in bypass mode",
+        }
+        found = [text for name, text in changes.items() if getattr(state, name) != getattr(self._first, name)]
+        raise SanitizerError(
+            f"Sanitize CLIP: the encoder was changed behind this node by {' and '.join(found)}, so the sanitizer does "
+            "not know it. Put such nodes in front of Sanitize CLIP and connect the changed CLIP to Load Sanitizer, too."
         )
 
-    def _change(self, state: _State) -> str:
-        if state.hooked:
-            return "hooks (Set CLIP Hooks)"
-        if state.layers != self._first.layers:
-            return "another layer or pooled vector (clip-skip, GLIGEN)"
-        if state.forwards != self._first.forwards:
-            return "a LoRA in bypass mode"
-        return "patches to its weights (LoRA, merging of CLIPs)"
+    def _state(self) -> _State:
+        patcher = self._loaded()
+        layers = [(chosen_layers(self._model))]
+        for module in self._model.modules():
+            if isinstance(module, ClipTokenWeightEncoder):
+                layers.append(getattr(module, "return_projected_pooled", None))
+        return _State(
+            _effective(patcher.patches.items()),
+            _effective(patcher.get_combined_hook_patches(patcher.current_hooks).items()),
+            tuple(layers),
+            replaced_forwards(self._model),
+        )
+
+    def _loaded(self) -> Any:
+        """The patcher with which ComfyUI has loaded the text model: the one of the CLIP that encodes."""
+        for loaded in comfy.model_management.current_loaded_models:
+            if loaded.model is not None and loaded.model.model is self._model:
+                return loaded.model
+        raise SanitizerError(
+            "Sanitize CLIP: ComfyUI did not load the text model that is about to encode, so what it is cannot be told. "
+            "Put nodes that change the CLIP in front of Sanitize CLIP."
+        )
 
 
-def _tensors(encoded: tuple) -> list[torch.Tensor]:
-    """Embeddings and, where there is one, the pooled vector."""
-    return [tensor.to("cpu", torch.float32, copy=True) for tensor in encoded[:2] if torch.is_tensor(tensor)]
+def _effective(patches: Iterable[tuple[str, list[tuple]]]) -> tuple:
+    """Comparable, in the order in which they are added; without those of strength 0, which change nothing."""
+    found = []
+    for name, own in patches:
+        for strength, value, strength_model, offset, function in own:
+            sets = isinstance(value, tuple) and isinstance(value[0], str) and value[0] == "set"
+            if strength != 0 or strength_model != 1 or sets:
+                found.append((name, strength, id(value), strength_model, offset, function))
+    return tuple(found)
 
 
 def refuse_merging(patcher) -> None:

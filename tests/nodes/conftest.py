@@ -121,12 +121,30 @@ def loaded(pack, models, make_sanitizer):
 
 
 @pytest.fixture(scope="session")
-def clip(pack, comfy_modules):
+def helper(comfy_modules):
+    """`helper("minilm_clip")`: a module of this folder that is no test."""
+
+    def module(name: str) -> ModuleType:
+        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+        loaded = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(loaded)
+        return loaded
+
+    return module
+
+
+@pytest.fixture(scope="session")
+def stock(comfy_modules):
+    """ComfyUI's own nodes: `stock("nodes")`, `stock("comfy_extras.nodes_flux")`. There is no stand-in for them."""
+    if not comfy_modules.real:
+        pytest.skip("COMFYUI_PATH is not set")
+    return _import
+
+
+@pytest.fixture(scope="session")
+def clip(pack, helper):
     """A CLIP object around the embedded trained encoder."""
-    clips = importlib.util.spec_from_file_location("minilm_clip", Path(__file__).with_name("minilm_clip.py"))
-    module = importlib.util.module_from_spec(clips)
-    clips.loader.exec_module(module)
-    return module.make_clip(pack("sanitizer.encoders").load_encoder("minilm-causal"))
+    return helper("minilm_clip").make_clip(pack("sanitizer.encoders").load_encoder("minilm-causal"))
 
 
 @pytest.fixture(scope="session")

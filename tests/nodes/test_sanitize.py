@@ -176,14 +176,6 @@ def test_sanitize_clip_survives_copying(run, pack, clip, clip_sanitizer):
         assert torch.equal(again.encode_from_tokens(tokens), sanitized.encode_from_tokens(tokens))
 
 
-def test_sanitize_clip_passes_clip_skip_on(run, pack, clip, clip_sanitizer):
-    inputs = {"sanitizer": clip_sanitizer, "strength": 1.0, "threshold": 0.5}
-    sanitized = run(pack("nodes.sanitize_clip").SanitizeCLIP, clip=clip, **inputs).args[0].clone()
-    sanitized.clip_layer(-2)
-    sanitized.encode_from_tokens(sanitized.tokenize("a boat"), return_pooled=True)
-    assert clip.cond_stage_model.clip_l.layer_idx == -2
-
-
 def test_sanitize_clip_refuses_the_sanitizer_of_another_encoder(run, pack, loaded, clip, error):
     other = loaded(width=384, pooled=0)
     with pytest.raises(error) as caught:

@@ -9,16 +9,13 @@ class ModelPatcher:
         self.patches = {}
         self.patches_uuid = uuid.uuid4()
         self.backup = {}
-        self.hook_backup = {}
-        self.forced_hooks = None
-        if not hasattr(model, "current_weight_patches_uuid"):
-            model.current_weight_patches_uuid = None
+        self.forced_hooks = self.current_hooks = None
 
     def clone(self):
         other = self.__class__(self.model, self.load_device, self.offload_device)
         other.patches = {name: list(patches) for name, patches in self.patches.items()}
         other.patches_uuid = self.patches_uuid
-        other.backup, other.hook_backup = self.backup, self.hook_backup
+        other.backup = self.backup
         return other
 
     def add_patches(self, patches, strength_patch=1.0, strength_model=1.0):
@@ -30,10 +27,13 @@ class ModelPatcher:
     def get_key_patches(self, filter_prefix=None):
         return {name: [(weight,)] for name, weight in self.model.state_dict().items()}
 
+    def get_combined_hook_patches(self, hooks):
+        return {}
+
     def load(self):
         """Only patches of the kind "diff", added to the weights."""
         self.model.to(self.load_device)
-        if self.model.current_weight_patches_uuid == self.patches_uuid:
+        if getattr(self.model, "current_weight_patches_uuid", None) == self.patches_uuid:
             return
         weights = self.model.state_dict()
         for name in list(self.backup):
