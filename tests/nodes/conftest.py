@@ -101,6 +101,9 @@ def make_sanitizer(pack):
             sanitizer.vote_mix.zero_()
             sanitizer.vote_bias.fill_(-8.0)
             sanitizer.vote_bias[0, 0] = logit
+            # No word scores more than the prompt.
+            sanitizer.token_scale.zero_()
+            sanitizer.token_bias.copy_(sanitizer.vote_bias[0])
         fingerprint = fingerprint or base.Fingerprint("ToyModel", width, pooled, "0" * 64)
         sanitizer.header = header_of.Header(fingerprint, licence="MIT")
         return sanitizer.eval().requires_grad_(False)
