@@ -184,6 +184,21 @@ def test_sanitize_clip_refuses_the_sanitizer_of_another_encoder(run, pack, loade
     assert "TextModel" in str(caught.value)
 
 
+@pytest.mark.parametrize("mode", ["rewrite", "re-encode"])
+def test_a_low_weight_hides_nothing_from_sanitize_clip(run, pack, node, clip, trained, encoded, mode):
+    """`(a nude woman on a bed:0.1)`: the weighted embedding alone passes, the same tokens at weight 1 do not."""
+    inputs = {"sanitizer": trained, "strength": 1.0, "threshold": 0.5}
+    sanitized = run(pack("nodes.sanitize_clip").SanitizeCLIP, clip=clip, mode=mode, **inputs).args[0]
+    for prompt, unsafe in (("a nude woman on a bed", True), ("a red boat on a lake", False)):
+        plain = clip.tokenize(prompt)
+        faint = {"l": [[(token, 0.1 if 0 < place < 7 else 1.0) for place, (token, _) in enumerate(plain["l"][0])]]}
+        with torch.inference_mode():
+            raw = clip.encode_from_tokens_scheduled(faint)
+            through = sanitized.encode_from_tokens_scheduled(faint)
+        assert status(run(node, conditioning=raw, **inputs))["state"] == "harmless"
+        assert torch.equal(through[0][0], raw[0][0]) is not unsafe
+
+
 def test_a_lora_makes_another_encoder(pack, clip):
     encoder = pack("nodes.adapter.clip").ComfyTextEncoder
     patched = clip.clone()
