@@ -19,7 +19,8 @@ from .adapter.ui import CATEGORY, STRENGTH, THRESHOLD, readable, ui
 REWRITE, RE_ENCODE = "rewrite", "re-encode"
 NO_TEXT = (
     "Sanitize CLIP: this prompt cannot be re-encoded, for its text cannot be told from its tokens (embeddings, images, "
-    "different texts for several text encoders). It was sanitized as in mode rewrite."
+    "different texts for several text encoders), or its padding is masked and not zero. It was sanitized as in mode "
+    "rewrite."
 )
 
 
@@ -93,9 +94,9 @@ class SanitizedTextModel:
         found = parts(entry)
         if [part.keys[0] for part in found] != ["cond"]:
             return None
-        mask = entry[1].get("attention_mask")
-        if mask is not None and (found[0].mask is None or not torch.equal(found[0].mask, mask.expand_as(found[0].mask) != 0)):
-            return None  # it hides text from the model, or was made for other embeddings: none can be made for new text
+        mask, trusted = entry[1].get("attention_mask"), found[0].mask
+        if mask is not None and (trusted is None or not torch.equal(trusted, mask.to(trusted.device) != 0)):
+            return None  # it masks padding that is not zero: none can be made for another text
         done = self._re_encode(tokens, found[0], self._strength, self._threshold)
         if done is None:
             return None

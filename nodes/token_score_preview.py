@@ -105,7 +105,7 @@ class _Prompt:
         self.flagged = bool(result.flagged[index])
         self.fired = [name for name, hit in zip(names, result.fired[index].tolist(), strict=True) if hit]
         self.words = words(text, tokens, offsets, self.token_scores, names)
-        # What fires is told by name, with its words; where nothing does, a word may still reach the threshold by itself.
+        # What fires is told by name, with its words; where nothing does, a word may still reach the threshold alone.
         told = self.fired or self.erasable
         self.framed = [[name for name in told if word.scores[name] >= THRESHOLD] for word in self.words]
 

@@ -122,8 +122,9 @@ def _text(values: dict, key: str) -> Tensor | None:
     if kind.holds(value) and value.is_floating_point():
         return value
     raise SanitizerError(
-        f"Conditioning: expected {key!r} to be {kind.name} and of floating point numbers, found {describe(value)}. This kind of conditioning cannot "
-        "be sanitized; put Sanitize Conditioning behind a text encode node."
+        f"Conditioning: expected {key!r} to be {kind.name} and of floating point numbers, found "
+        f"{describe(value)}. This kind of conditioning cannot be sanitized; put Sanitize Conditioning behind a text encode "
+        "node."
     )
 
 

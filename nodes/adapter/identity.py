@@ -55,7 +55,7 @@ class EncoderCheck:
 
     def _state(self) -> _State:
         patcher = self._loaded()
-        layers = [(chosen_layers(self._model))]
+        layers: list[Any] = [chosen_layers(self._model)]
         for module in self._model.modules():
             if isinstance(module, ClipTokenWeightEncoder):
                 layers.append(getattr(module, "return_projected_pooled", None))
@@ -99,7 +99,7 @@ def refuse_merging(patcher) -> None:
 
 def _refuse(*_args, **_options) -> None:
     raise SanitizerError(
-        "Sanitize CLIP: a node wants the weights of the sanitized CLIP, to merge them or to put hooks on them, and what "
-        "it makes would go past the sanitizer. Merge the plain CLIPs, add hooks to the plain CLIP, and put Sanitize CLIP "
-        "behind."
+        "Sanitize CLIP: a node wants the weights of the sanitized CLIP, to merge them or to put hooks on them. What it "
+        "makes would go past the sanitizer. Merge the plain CLIPs or add hooks to the plain CLIP, and put Sanitize "
+        "CLIP behind."
     )

@@ -141,8 +141,8 @@ TABLE: tuple[Row, ...] = (
     _row(RECORD, PASSED_ON, _dict(tokens=_TEXTS), "Sanitize CLIP, for Token Score Preview; no model reads it"),
     # When, where and how much.
     _row(
-        "strength mask_strength set_area_to_bounds start_percent end_percent clip_start_percent clip_end_percent default "
-        "control_apply_to_uncond guidance",
+        "strength mask_strength set_area_to_bounds start_percent end_percent clip_start_percent clip_end_percent "
+        "default control_apply_to_uncond guidance",
         PASSED_ON, NUMBER, "the stock nodes for area, mask, time, hooks, ControlNet, guidance",
     ),
     _row("area", PASSED_ON, _AREA, "ConditioningSetArea and its like"),
@@ -193,7 +193,7 @@ TABLE: tuple[Row, ...] = (
     _row("conditioning_llama3", REFUSED, _ANY, "HiDream: embeddings"),
     _row("conditioning_mt5xl attention_mask_mt5xl", REFUSED, _ANY, "HunyuanDiT: embeddings"),
     _row("conditioning_byt5small", REFUSED, _ANY, "HunyuanImage, HunyuanVideo 1.5: embeddings of quoted text"),
-    _row("conditioning_lyrics audio_codes", REFUSED, _ANY, "ACE-Step: embeddings of lyrics, codes made from the prompt"),
+    _row("conditioning_lyrics audio_codes", REFUSED, _ANY, "ACE-Step: embeddings of lyrics, codes of the prompt"),
     _row("text_input_ids", REFUSED, _ANY, "HiDream-O1: tokens"),
     _row("t5xxl_ids t5xxl_weights", REFUSED, _ANY, "Anima: tokens"),
     _row("reference_latents_text_embeds", REFUSED, _ANY, "TextEncodeZImageOmni: embeddings"),

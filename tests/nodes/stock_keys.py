@@ -35,8 +35,8 @@ def _of_nodes(function: ast.FunctionDef) -> Iterator[str]:
         if isinstance(node, ast.List) and len(node.elts) == 1 and isinstance(node.elts[0], ast.List):
             inner = node.elts[0].elts
             if len(inner) == 2:
-                yield from named.get(ast.unparse(inner[1]), ()) if isinstance(inner[1], ast.Name) else _keys(
-                    inner[1], named
+                yield from (
+                    named.get(ast.unparse(inner[1]), ()) if isinstance(inner[1], ast.Name) else _keys(inner[1], named)
                 )
         # t[1]["key"] = … and d["key"] = … of a copied d
         if isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Store):
@@ -75,9 +75,8 @@ def _dicts(function: ast.FunctionDef) -> dict[str, set[str]]:
         if isinstance(value, ast.Dict):
             named.setdefault(name, set()).update(_keys(value, named))
     for node in ast.walk(function):
-        if isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Store) and isinstance(node.value, ast.Name):
-            if node.value.id in named:
-                named[node.value.id].update(_constant(node.slice))
+        if isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Store):
+            named.get(ast.unparse(node.value), set()).update(_constant(node.slice))
     return named
 
 

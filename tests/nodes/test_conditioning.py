@@ -62,7 +62,8 @@ def test_pictures_masks_and_numbers_pass(conditioning):
     extras = {
         "mask": torch.ones(1, 8, 8), "concat_latent_image": torch.zeros(1, 4, 8, 8), "guidance": 3.5,
         "prompt_type": "x", "reference_latents": [torch.zeros(1, 4, 8, 8)], "area": (8, 8, 0, 0),
-        "control": stock_object("comfy.controlnet", "ControlNet", "ControlBase"), "of_another_pack": 2.5, "or_none": None,
+        "control": stock_object("comfy.controlnet", "ControlNet", "ControlBase"), 
+        "of_another_pack": 2.5, "or_none": None,
         "hooks": stock_object("comfy.hooks", "HookGroup"), "embedding_sanitizer": {"tokens": ["a", "", "boat"]},
         "unclip_conditioning": [{"clip_vision_output": stock_object("comfy.clip_vision", "Output"), "strength": 1.0}],
     }  # fmt: skip
@@ -84,7 +85,8 @@ def test_pooled_vector_without_rows_is_refused(conditioning, error):
 
 NESTED = torch.nested.nested_tensor([torch.randn(2, 8), torch.randn(3, 8)])
 NO_TEXTS = [
-    None, [[0.5] * 8], torch.randn(1, 5, 8).numpy(), {"a": torch.randn(1, 5, 8)}, "a prompt", stock_object("comfy.x", "Y"),
+    None, [[0.5] * 8], torch.randn(1, 5, 8).numpy(), {"a": torch.randn(1, 5, 8)}, "a prompt",
+    stock_object("comfy.x", "Y"),
     stock_object("comfy.nested_tensor", "NestedTensor"), NESTED, torch.randn(1, 5, 8).to_sparse(),
     torch.randn(1, 5, 8, device="meta"), torch.zeros(1, 5, 8, dtype=torch.int64), torch.randn(8),
     torch.randn(1, 5, 8).to(torch.complex64),
@@ -132,9 +134,11 @@ def test_a_malformed_conditioning_is_refused(conditioning, error, given):
         ("strength", torch.ones(1, 5, 8)), ("area", ("percentage", "a", "b", "c", "d")), ("area", "a nude woman"),
         ("guidance", torch.ones(1, 5, 8)), ("prompt_type", "a nude woman on a bed"), ("reference_latents", ["text"]),
         ("mask", torch.ones(8, 8)), ("mask", "text"), ("concat_latent_image", torch.ones(5, 8)),
-        ("unclip_conditioning", [{"clip_vision_output": torch.ones(1, 5, 8)}]), ("clip_vision_output", torch.ones(1, 5, 8)),
+        ("unclip_conditioning", [{"clip_vision_output": torch.ones(1, 5, 8)}]),
+        ("clip_vision_output", torch.ones(1, 5, 8)),
         ("unclip_conditioning", [{"text": 1.0}]), ("embedding_sanitizer", {"tokens": [torch.ones(5, 8)]}),
-        ("embedding_sanitizer", [1]), ("cond", torch.ones(1, 5, 8)), (3, torch.ones(1, 5, 8)), ("embeds", torch.ones(5, 8)),
+        ("embedding_sanitizer", [1]), ("cond", torch.ones(1, 5, 8)), (3, torch.ones(1, 5, 8)),
+        ("embeds", torch.ones(5, 8)),
     ],
     ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )  # fmt: skip

@@ -34,7 +34,7 @@ def test_a_patch_behind_the_node_is_refused_and_the_plain_clip_stays(sanitize_cl
     patched = sanitized.clone()
     patched.add_patches(patch_of(clip), 1.0)
     for _ in range(2):
-        with pytest.raises(error, match="changed behind this node by patches.*in front of Sanitize CLIP"):
+        with pytest.raises(error, match=r"changed behind this node by patches.*in front of Sanitize CLIP"):
             encoded("a boat", patched)
     assert torch.equal(encoded("a boat", sanitized)[0][0], own)
     assert torch.equal(encoded("a boat")[0][0], before)

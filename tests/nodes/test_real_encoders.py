@@ -7,6 +7,8 @@ import pytest
 import torch
 
 PROMPTS = ["a red boat", "", "a nude woman, oil painting", "tea " * 120, "a (red:1.3) boat"]
+
+
 @pytest.fixture(params=["sd15", "sdxl", "sd3", "flux", "t5", "wan"])
 def kind(request, stock, helper):
     return request.param, helper("real_clips").make(request.param)

@@ -120,10 +120,12 @@ def make(stock):
         "InstructPix2Pix": lambda c, d: call(extras("ip2p").InstructPixToPixConditioning, c, d, picture(), Vae()),
         "FluxGuidance": lambda c, _: call(extras("flux").FluxGuidance, c, 3.5),
         "FluxDisableGuidance": lambda c, _: call(extras("flux").FluxDisableGuidance, c),
-        "ReferenceLatent": lambda c, _: call(extras("edit_model").ReferenceLatent, c, {"samples": torch.zeros(1, 16, 8, 8)}),
+        "ReferenceLatent": lambda c, _: call(
+            extras("edit_model").ReferenceLatent, c, {"samples": torch.zeros(1, 16, 8, 8)}),
         "FluxKontextMethod": lambda c, _: call(extras("flux").FluxKontextMultiReferenceLatentMethod, c, "index"),
         "upscale": lambda c, d: call(extras("sdupscale").SD_4XUpscale_Conditioning, picture(), c, d, 4.0, 0.1),
-        "StableCascade": lambda c, _: call(extras("stable_cascade").StableCascade_StageB_Conditioning, c, {"samples": torch.zeros(1, 16, 8, 8)}),
+        "StableCascade": lambda c, _: call(
+            extras("stable_cascade").StableCascade_StageB_Conditioning, c, {"samples": torch.zeros(1, 16, 8, 8)}),
         "StableAudio": lambda c, d: call(extras("audio").ConditioningStableAudio, c, d, 0.0, 10.0),
         "LTXV": lambda c, d: call(extras("lt").LTXVConditioning, c, d, 25.0),
         "WanImageToVideo": wan("WanImageToVideo", start_image=picture(), clip_vision_output=vision),
@@ -132,8 +134,10 @@ def make(stock):
         "WanVace": wan("WanVaceToVideo", strength=1.0, control_video=picture(5)),
         "WanPhantom": wan("WanPhantomSubjectToVideo", images=picture()),
         "WanCamera": wan("WanCameraImageToVideo", start_image=picture(), camera_conditions=torch.zeros(1, 24, 2, 8, 8)),
-        "HunyuanImageToVideo": lambda c, _: call(extras("hunyuan").HunyuanImageToVideo, c, VideoVae(), **video, guidance_type="v1 (concat)", start_image=picture()),
-        "HunyuanReplace": lambda c, _: call(extras("hunyuan").HunyuanImageToVideo, c, VideoVae(), **video, guidance_type="v2 (replace)", start_image=picture()),
+        "HunyuanImageToVideo": lambda c, _: call(extras("hunyuan").HunyuanImageToVideo, c, VideoVae(), **video,
+            guidance_type="v1 (concat)", start_image=picture()),
+        "HunyuanReplace": lambda c, _: call(extras("hunyuan").HunyuanImageToVideo, c, VideoVae(), **video,
+            guidance_type="v2 (replace)", start_image=picture()),
     }  # fmt: skip
 
     def run(name, c, d):
