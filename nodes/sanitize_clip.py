@@ -102,7 +102,7 @@ class SanitizedTextModel:
             return None
         part, strings = done
         cond, extras = part.embeddings, entry[1].copy()
-        if part.embeddings is not entry[0] and part.mask is not None:
+        if mask is not None and part.embeddings is not entry[0] and part.mask is not None:
             extras["attention_mask"] = part.mask.to(mask.device, mask.dtype)
         if part.embeddings is not entry[0] and part.pooled is not None:
             extras["pooled_output"] = part.pooled

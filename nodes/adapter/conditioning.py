@@ -78,7 +78,7 @@ def parts(entry: Any) -> list[Part]:
     values = {**extras, "cond": cond}
     found = []
     for key, mask_key, pooled_key in PARTS:
-        pooled = _text(values, pooled_key) if pooled_key else None
+        pooled = None if pooled_key is None or values.get(pooled_key) is None else _text(values, pooled_key)
         if values.get(key) is None and key != "cond":
             if pooled is not None:
                 raise SanitizerError(f"Conditioning: found {pooled_key!r} without {key!r}, expected both or none.")
@@ -114,17 +114,15 @@ def sanitize_entry(entry: Any, apply: Callable[[Part], Sanitized]) -> tuple[list
     return [cond, extras], results
 
 
-def _text(values: dict, key: str) -> Tensor | None:
-    """The embeddings or the pooled vector under a key; None only for a pooled vector that is not there."""
+def _text(values: dict, key: str) -> Tensor:
+    """The embeddings or the pooled vector under a key."""
     value, kind = values.get(key), KEYS[key].kind
-    if value is None and key.startswith("pooled"):
-        return None
     if kind.holds(value) and value.is_floating_point():
         return value
     raise SanitizerError(
         f"Conditioning: expected {key!r} to be {kind.name} and of floating point numbers, found "
-        f"{describe(value)}. This kind of conditioning cannot be sanitized; put Sanitize Conditioning behind a text encode "
-        "node."
+        f"{describe(value)}. This kind of conditioning cannot be sanitized; put Sanitize Conditioning behind a text "
+        "encode node."
     )
 
 

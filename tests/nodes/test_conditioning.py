@@ -62,7 +62,7 @@ def test_pictures_masks_and_numbers_pass(conditioning):
     extras = {
         "mask": torch.ones(1, 8, 8), "concat_latent_image": torch.zeros(1, 4, 8, 8), "guidance": 3.5,
         "prompt_type": "x", "reference_latents": [torch.zeros(1, 4, 8, 8)], "area": (8, 8, 0, 0),
-        "control": stock_object("comfy.controlnet", "ControlNet", "ControlBase"), 
+        "control": stock_object("comfy.controlnet", "ControlNet", "ControlBase"),
         "of_another_pack": 2.5, "or_none": None,
         "hooks": stock_object("comfy.hooks", "HookGroup"), "embedding_sanitizer": {"tokens": ["a", "", "boat"]},
         "unclip_conditioning": [{"clip_vision_output": stock_object("comfy.clip_vision", "Output"), "strength": 1.0}],

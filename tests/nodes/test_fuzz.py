@@ -139,7 +139,7 @@ def other_values():
 @st.composite
 def conditionings(draw, key_names):
     """Recipes of conditionings: the tensors are made from them in the test."""
-    keys = st.one_of(st.sampled_from(key_names), st.text(max_size=10), st.integers())
+    keys = st.one_of(st.sampled_from(key_names), st.text(max_size=10), st.integers(), st.none())
     entry = st.fixed_dictionaries({
         "cond": texts(),
         "mask": mostly(None, masks(), 2),
