@@ -117,7 +117,7 @@ def sanitize_entry(entry: Any, apply: Callable[[Part], Sanitized]) -> tuple[list
 def _text(values: dict, key: str) -> Tensor:
     """The embeddings or the pooled vector under a key."""
     value, kind = values.get(key), KEYS[key].kind
-    if kind.holds(value) and value.is_floating_point():
+    if value is not None and kind.holds(value) and value.is_floating_point():
         return value
     raise SanitizerError(
         f"Conditioning: expected {key!r} to be {kind.name} and of floating point numbers, found "
