@@ -3,20 +3,24 @@
 import logging
 from typing import Any
 
+import torch
 from comfy_api.latest import io
 from torch import Tensor
 
 from ..sanitizer.errors import SanitizerError
 from .adapter.clip_rewrite import PromptReEncoder
-from .adapter.conditioning import RECORD, parts
+from .adapter.conditioning import parts
 from .adapter.handle import LoadedSanitizer, SanitizerSocket
-from .adapter.tokens import has_text, row_tokens
+from .adapter.identity import EncoderCheck, refuse_merging
+from .adapter.keys import RECORD
+from .adapter.tokens import has_text, row_tokens, without_weights_of
 from .adapter.ui import CATEGORY, STRENGTH, THRESHOLD, readable, ui
 
 REWRITE, RE_ENCODE = "rewrite", "re-encode"
 NO_TEXT = (
     "Sanitize CLIP: this prompt cannot be re-encoded, for its text cannot be told from its tokens (embeddings, images, "
-    "different texts for several text encoders). It was sanitized as in mode rewrite."
+    "different texts for several text encoders), or its padding is masked and not zero. It was sanitized as in mode "
+    "rewrite."
 )
 
 
@@ -36,6 +40,7 @@ class SanitizedTextModel:
         self._sanitizer = sanitizer
         self._strength = strength
         self._threshold = threshold
+        self._check = EncoderCheck(clip)
         self._re_encode = PromptReEncoder(clip, sanitizer) if mode == RE_ENCODE else None
 
     def __getattr__(self, name: str) -> Any:
@@ -51,12 +56,16 @@ class SanitizedTextModel:
         return value
 
     def encode_token_weights(self, token_weight_pairs: dict) -> tuple:
-        """(cond, pooled, extras) as the text model gives them, sanitized, with the tokens of the rows in extras."""
-        out = self.unsanitized.encode_token_weights(token_weight_pairs)
-        entry = [out[0], {"pooled_output": out[1], **(out[2] if len(out) > 2 else {})}]
+        """(cond, pooled, extras) as the text model gives them, sanitized, with the tokens of the rows in extras.
+
+        Raises SanitizerError where the text model is no longer the one that this was made for."""
+        self._check()
+        entry = self._entry(token_weight_pairs)
         done = self._re_encoded(token_weight_pairs, entry)
         if done is None:
-            [(cond, extras)], summary = self._sanitizer.sanitize_all([entry], self._strength, self._threshold)
+            [(cond, extras)], summary = self._sanitizer.sanitize_all(
+                [entry], self._strength, self._threshold, self._unweighted(token_weight_pairs)
+            )
             tokens = row_tokens(self._clip, token_weight_pairs, cond.shape[1])
             if self._re_encode and summary.flagged:
                 logging.warning(NO_TEXT)
@@ -67,6 +76,17 @@ class SanitizedTextModel:
             extras[RECORD] = {"tokens": tokens}
         return cond, pooled, extras
 
+    def _entry(self, tokens: dict) -> list:
+        """What the text model gives for the tokens, as an entry of a conditioning."""
+        out = self.unsanitized.encode_token_weights(tokens)
+        return [out[0], {"pooled_output": out[1], **(out[2] if len(out) > 2 else {})}]
+
+    def _unweighted(self, tokens: dict) -> Tensor | None:
+        """(B, K) prompt scores of the same prompt with all weights 1, None where they are. A weight below 1 makes an
+        unsafe phrase fainter in the score, but does not take it out of the picture."""
+        plain = without_weights_of(tokens)
+        return None if plain is None else self._sanitizer.score(parts(self._entry(plain))[0]).prompt
+
     def _re_encoded(self, tokens: dict, entry: list) -> tuple[Tensor, dict, list[str]] | None:
         """None in mode rewrite, and where the prompt's text, or the place of all of it, is not known."""
         if self._re_encode is None:
@@ -74,18 +94,18 @@ class SanitizedTextModel:
         found = parts(entry)
         if [part.keys[0] for part in found] != ["cond"]:
             return None
-        if found[0].mask is None and entry[1].get(found[0].keys[1]) is not None:
-            return None  # a mask of other rows than these
+        mask, trusted = entry[1].get("attention_mask"), found[0].mask
+        if mask is not None and (trusted is None or not torch.equal(trusted, mask.to(trusted.device) != 0)):
+            return None  # it masks padding that is not zero: none can be made for another text
         done = self._re_encode(tokens, found[0], self._strength, self._threshold)
         if done is None:
             return None
         part, strings = done
         cond, extras = part.embeddings, entry[1].copy()
-        if part.embeddings is not entry[0] and part.mask is not None:
-            mask = extras[part.keys[1]]
-            extras[part.keys[1]] = part.mask.to(mask.device, mask.dtype)
+        if mask is not None and part.embeddings is not entry[0] and part.mask is not None:
+            extras["attention_mask"] = part.mask.to(mask.device, mask.dtype)
         if part.embeddings is not entry[0] and part.pooled is not None:
-            extras[part.keys[2]] = part.pooled
+            extras["pooled_output"] = part.pooled
         return cond, extras, strings
 
 
@@ -128,6 +148,7 @@ class SanitizeCLIP(io.ComfyNode):
     ) -> io.NodeOutput:
         sanitizer.check_clip(clip, "Sanitize CLIP")
         sanitized = clip.clone()
+        refuse_merging(sanitized.patcher)
         sanitized.cond_stage_model = SanitizedTextModel(clip, sanitizer, strength, threshold, mode)
         names = ", ".join(readable(name) for name in sanitizer.concepts)
         how = ", by re-encoding" if mode == RE_ENCODE else ""

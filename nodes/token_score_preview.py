@@ -11,8 +11,9 @@ from ..sanitizer.model.sanitizer import Sanitized
 from ..sanitizer.render.colours import scale
 from ..sanitizer.render.image import render_image
 from ..sanitizer.text.words import words
-from .adapter.conditioning import RECORD, Part, parts
+from .adapter.conditioning import Part, entries, parts
 from .adapter.handle import LoadedSanitizer, SanitizerSocket
+from .adapter.keys import RECORD
 from .adapter.tokens import has_text, rebuild, row_tokens, spans, without_weights
 from .adapter.ui import CATEGORY, as_image, readable, ui
 
@@ -66,17 +67,13 @@ class TokenScorePreview(io.ComfyNode):
                 "'text' to see words, or neither."
             )
         prompts = []
-        for entry in conditioning:
-            found = parts(entry)
-            if not found or found[0].keys[0] != "cond":
-                raise SanitizerError(
-                    "Token Score Preview: found an entry without an encoded prompt, expected (batch, rows, channels). "
-                    "Connect the output of a text encode node."
-                )
-            part = found[0]
-            result = sanitizer.sanitize(part, 0.0, THRESHOLD)
-            words = _words(entry, part, clip, text)
-            prompts += [_Prompt(sanitizer, result, index, *words) for index in range(part.embeddings.shape[0])]
+        for entry in entries(conditioning):
+            for part in parts(entry):
+                result = sanitizer.sanitize(part, 0.0, THRESHOLD)
+                # Only of the prompt itself is the text known; a ControlNet's has one of its own.
+                prompt = part.keys[0] == "cond"
+                words = _words(entry, part, clip, text) if prompt else _numbered(part)
+                prompts += [_Prompt(sanitizer, result, index, *words) for index in range(part.embeddings.shape[0])]
         score = max((prompt.score for prompt in prompts), default=0.0)
         flagged = any(prompt.flagged for prompt in prompts)
         shown = prompts[:SHOWN]
@@ -108,6 +105,9 @@ class _Prompt:
         self.flagged = bool(result.flagged[index])
         self.fired = [name for name, hit in zip(names, result.fired[index].tolist(), strict=True) if hit]
         self.words = words(text, tokens, offsets, self.token_scores, names)
+        # What fires is told by name, with its words; where nothing does, a word may still reach the threshold alone.
+        told = self.fired or self.erasable
+        self.framed = [[name for name in told if word.scores[name] >= THRESHOLD] for word in self.words]
 
     @property
     def score(self) -> float:
@@ -132,16 +132,32 @@ class _Prompt:
         }
 
     def message(self) -> dict:
-        """For the front end."""
-        found = ", ".join(f"{readable(name)} {self.prompt_scores[name]:.2f}" for name in self.fired)
+        """For the front end, which frames the words that `framed` names and decides nothing itself."""
         return {
             "flagged": self.flagged,
-            "text": f"Found {found}." if self.flagged else f"Harmless, highest score {self.score:.2f}.",
+            "state": "found" if self.flagged or any(self.framed) else "harmless",
+            "text": self.verdict(),
             "fired": self.fired,
             "erasable": list(self.erasable),
             "prompt_scores": _rounded(self.prompt_scores),
-            "words": [{"text": word.text, "scores": _rounded(word.scores)} for word in self.words],
+            "words": [
+                {"text": word.text, "scores": _rounded(word.scores), "framed": framed}
+                for word, framed in zip(self.words, self.framed, strict=True)
+            ],
         }
+
+    def verdict(self) -> str:
+        """One sentence; "harmless" only where no word is framed."""
+        if self.flagged:
+            found = ", ".join(f"{readable(name)} {self.prompt_scores[name]:.2f}" for name in self.fired)
+            return f"Found {found}."
+        if any(self.framed):
+            word = max(self.words, key=lambda word: word.score(self.erasable))
+            return (
+                f"Below the threshold as a whole (highest score {self.score:.2f}), but a word reaches "
+                f"{word.score(self.erasable):.2f}."
+            )
+        return f"Harmless, highest score {self.score:.2f}."
 
 
 def _words(entry: list, part: Part, clip, text: str | None) -> tuple[str, list[str], list[tuple[int, int]]]:
@@ -152,12 +168,17 @@ def _words(entry: list, part: Part, clip, text: str | None) -> tuple[str, list[s
         if has_text(tokens):
             text = without_weights(text)
             return text, tokens, spans(text, tokens)
-    sent = entry[1].get(RECORD, {}).get("tokens", [])
+    sent = (entry[1].get(RECORD) or {}).get("tokens") or []
     if sent and len(sent) <= rows:
         # A node that joined rows on, such as Conditioning (Concat), left those of this prompt in front.
         tokens = sent + [""] * (rows - len(sent))
         return _rebuilt(tokens)
-    seen = range(rows) if part.mask is None else part.mask[0].nonzero().squeeze(1).tolist()
+    return _numbered(part)
+
+
+def _numbered(part: Part) -> tuple[str, list[str], list[tuple[int, int]]]:
+    rows = part.embeddings.shape[1]
+    seen = range(rows) if part.mask is None else part.mask.any(dim=0).nonzero().squeeze(1).tolist()
     tokens = [""] * rows
     for row in seen:
         tokens[row] = f"row{row}</w>"

@@ -76,11 +76,12 @@ function scaleBar(message) {
   return bar;
 }
 
-function wordSpan(word, score, message) {
+// Which words are framed is decided with the verdict above them, never here: the scores in the message are rounded.
+function wordSpan(word, score, framed, message) {
   const span = element("span", "es-word", word.text);
   const step = Math.round(Math.min(1, Math.max(0, score)) * (message.scale.length - 1));
   [span.style.background, span.style.color] = message.scale[step];
-  if (score >= message.threshold) span.classList.add("es-over");
+  if (framed) span.classList.add("es-over");
   const numbers = Object.entries(word.scores).map(([name, value]) => `${readable(name)} ${value.toFixed(2)}`);
   span.title = `${word.text}\n${numbers.join("\n")}`;
   return span;
@@ -93,8 +94,9 @@ function wordRow(prompt, concept, message) {
     row.append(element("span", "es-concept", `${readable(concept)} ${score}: `));
   }
   for (const word of prompt.words) {
-    const highest = Math.max(0, ...prompt.erasable.map((name) => word.scores[name]));
-    row.append(wordSpan(word, concept ? word.scores[concept] : highest, message), " ");
+    const score = concept ? word.scores[concept] : Math.max(0, ...prompt.erasable.map((name) => word.scores[name]));
+    const framed = concept ? word.framed.includes(concept) : word.framed.length > 0;
+    row.append(wordSpan(word, score, framed, message), " ");
   }
   return row;
 }
@@ -103,7 +105,7 @@ function scoredWords(message) {
   const blocks = [];
   for (const prompt of message.prompts) {
     const block = element("div", "es-block");
-    block.append(element("div", `es-line es-${prompt.flagged ? "found" : "harmless"}`, prompt.text));
+    block.append(element("div", `es-line es-${prompt.state}`, prompt.text));
     // One row per concept that fires; a harmless prompt, and one of a single concept, needs no more than one row.
     for (const concept of prompt.fired.length ? prompt.fired : [null]) block.append(wordRow(prompt, concept, message));
     blocks.push(block);

@@ -13,6 +13,7 @@ from comfy.sd1_clip import ClipTokenWeightEncoder
 from torch import Tensor
 
 from ...sanitizer.encoders.base import Encoding, Fingerprint, hash_weights
+from ...sanitizer.errors import SanitizerError
 from .conditioning import Part, parts
 from .tokens import row_tokens, spans
 
@@ -52,6 +53,11 @@ class ComfyTextEncoder:
         if self._fingerprint is None:
             part = self._encode_one(self.clip.tokenize(""))
             pooled = 0 if part.pooled is None else part.pooled.shape[1]
+            if replaced_forwards(self.clip.cond_stage_model):
+                raise SanitizerError(
+                    "CLIP: a LoRA in bypass mode is on the text encoder, which then cannot be told from the plain one. "
+                    "Load the LoRA with an ordinary LoRA loader."
+                )
             weights = hash_weights(self._weights())
             self._fingerprint = Fingerprint(self.architecture, part.embeddings.shape[2], pooled, weights)
         return self._fingerprint
@@ -85,10 +91,19 @@ class ComfyTextEncoder:
                     found[index] = self._encode_one(tokens[index])
                 continue
             size = max(1, TOKENS_PER_CALL // max(length for _, length in shape))
-            for first in range(0, len(members), size):
+            while members:
                 comfy.model_management.throw_exception_if_processing_interrupted()
-                some = members[first : first + size]
-                found.update(zip(some, self._encode_batch([tokens[i] for i in some]), strict=True))
+                some = members[:size]
+                try:
+                    encoded = self._encode_batch([tokens[i] for i in some])
+                except (RuntimeError, MemoryError) as error:
+                    if size == 1 or not _out_of_memory(error):
+                        raise
+                    size = max(1, size // 2)
+                    comfy.model_management.soft_empty_cache()
+                    continue
+                found.update(zip(some, encoded, strict=True))
+                members = members[size:]
         return [found[index] for index in range(len(tokens))]
 
     def _encode_one(self, tokens: dict) -> Part:
@@ -122,7 +137,9 @@ class ComfyTextEncoder:
             single = [self._encode_one(own) for own in tokens]
             try:
                 batch = self._encode_batch(tokens) if len({_shape(own) for own in tokens}) == 1 else []
-            except (RuntimeError, ValueError, IndexError):
+            except (RuntimeError, ValueError, IndexError, MemoryError) as error:
+                if _out_of_memory(error):
+                    return False  # that says nothing of the model, so it is tried again the next time
                 batch = []
             self._batches = len(batch) == len(single) and all(map(_alike, single, batch))
         return self._batches
@@ -176,6 +193,11 @@ class _PooledVectors:
         raise ValueError("no recorded pooled vector is the model's")
 
 
+def _out_of_memory(error: BaseException) -> bool:
+    """On a processor it is a RuntimeError that only its text tells."""
+    return isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)) or "memory" in str(error).lower()
+
+
 def _shape(tokens: dict) -> tuple:
     """(key, length) of each key, or () for a prompt that must go alone: several chunks, weights, embeddings."""
     shape = []
@@ -201,6 +223,13 @@ def _layers(model, layer_idx) -> str:
     model.reset_clip_options()
     if layer_idx is not None:
         model.set_clip_options({"layer": layer_idx})
+    chosen = chosen_layers(model)
+    model.reset_clip_options()
+    return chosen
+
+
+def chosen_layers(model) -> str:
+    """Which layer each encoder of a text model puts out as it is set now."""
     chosen = []
     for name, module in model.named_modules():
         if isinstance(module, ClipTokenWeightEncoder) and hasattr(module, "layer"):
@@ -209,8 +238,17 @@ def _layers(model, layer_idx) -> str:
             # The last hidden layer with the final norm is the last layer.
             last = layer == -1 and getattr(module, "layer_norm_hidden_state", False)
             chosen.append(f"{name} layer {'last' if last else layer}")
-    model.reset_clip_options()
     return ", ".join(chosen)
+
+
+def replaced_forwards(model) -> tuple:
+    """Methods by which other code has replaced `forward` of a module, as LoRA in bypass mode does."""
+    found = []
+    for module in model.modules():
+        own = vars(module).get("forward")
+        if own is not None and getattr(own, "__func__", None) is not type(module).forward:
+            found.append(own)
+    return tuple(found)
 
 
 def _half(tensor: Tensor) -> Tensor:

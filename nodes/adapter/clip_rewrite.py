@@ -17,7 +17,7 @@ from ...sanitizer.prompts.concepts import load_concepts
 from ...sanitizer.prompts.templates import load_templates
 from ...sanitizer.text.deobfuscate import Deobfuscator, deobfuscated
 from ...sanitizer.text.replacements import Replacements
-from ...sanitizer.text.rewrite import ReEncoder
+from ...sanitizer.text.rewrite import ReEncoded, ReEncoder
 from .clip import ComfyTextEncoder
 from .conditioning import Part
 from .handle import LoadedSanitizer
@@ -187,6 +187,8 @@ class PromptReEncoder:
                 [prompt.text], encoding,
                 strength=strength, threshold=threshold, concepts=self._sanitizer.concepts, reading=reading,
             )  # fmt: skip
+            if any(weight != 1.0 for weight in prompt.weights):
+                out = self._unweighted(plain, out, strength, threshold)
         finally:
             self._batches = plain.batches if encoder.batches is None else encoder.batches
             # What is kept for other nodes must not keep this CLIP.
@@ -200,6 +202,16 @@ class PromptReEncoder:
         # Nothing says which embeddings count, so there must be no others.
         length = int(out.mask[0].nonzero().max()) + 1
         return Part(part.keys, out.embeddings[:, :length], None, out.pooled), found[:length]
+
+    def _unweighted(self, plain: ComfyTextEncoder, out: ReEncoded, strength: float, threshold: float) -> ReEncoded:
+        """What is still unsafe with all weights 1, such as `(…:0.3)`, is erased."""
+        e = plain.encode(out.prompts)
+        model = self._sanitizer.model
+        done = model.sanitize(
+            out.embeddings, out.mask, out.pooled, strength=strength, threshold=threshold,
+            concepts=self._sanitizer.concepts, also=model.score(e.embeddings, e.mask, e.pooled).prompt,
+        )  # fmt: skip
+        return out._replace(embeddings=done.embeddings, pooled=done.pooled)
 
 
 def _quiet(*_) -> None:

@@ -2,18 +2,20 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import comfy.model_management
 import comfy.ops
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
+from torch import Tensor
 
 from ...sanitizer.encoders.base import Fingerprint
 from ...sanitizer.errors import SanitizerError
 from ...sanitizer.model import artifact
 from ...sanitizer.model.sanitizer import EmbeddingSanitizer, Sanitized, Scores
 from .clip import ComfyTextEncoder
-from .conditioning import Part, Summary, sanitize_entry
+from .conditioning import Part, Summary, entries, sanitize_entry
 
 SanitizerSocket = io.Custom("SANITIZER")
 
@@ -98,18 +100,22 @@ class LoadedSanitizer:
         self._check(part)
         return self._ready().score(part.embeddings, part.mask, part.pooled)
 
-    def sanitize(self, part: Part, strength: float, threshold: float) -> Sanitized:
-        """Raises SanitizerError where the part comes from another encoder."""
+    def sanitize(self, part: Part, strength: float, threshold: float, also: Tensor | None = None) -> Sanitized:
+        """also: (B, K) scores of another reading of the part, of which the higher counts. Raises SanitizerError where
+        the part comes from another encoder."""
         self._check(part)
         return self._ready().sanitize(
-            part.embeddings, part.mask, part.pooled, strength=strength, threshold=threshold, concepts=self.concepts
-        )
+            part.embeddings, part.mask, part.pooled,
+            strength=strength, threshold=threshold, concepts=self.concepts, also=also,
+        )  # fmt: skip
 
-    def sanitize_all(self, conditioning: list, strength: float, threshold: float) -> tuple[list, Summary]:
-        """Every entry of a conditioning, copied; and what was done."""
+    def sanitize_all(
+        self, conditioning: Any, strength: float, threshold: float, also: Tensor | None = None
+    ) -> tuple[list, Summary]:
+        """Every entry of a conditioning, copied; and what was done. also: as for :meth:`sanitize`, of every part."""
         done, summary = [], Summary()
-        for entry in conditioning:
-            copy, results = sanitize_entry(entry, lambda part: self.sanitize(part, strength, threshold))
+        for entry in entries(conditioning):
+            copy, results = sanitize_entry(entry, lambda part: self.sanitize(part, strength, threshold, also))
             done.append(copy)
             for result in results:
                 self._count(summary, result)

@@ -102,6 +102,20 @@ def without_weights(prompt: str) -> str:
     return re.sub(r"\\([()])", r"\1", WEIGHT.sub("", prompt))
 
 
+def without_weights_of(tokens: dict) -> dict | None:
+    """The same tokens, all with weight 1; None where they have it. Values of other kinds than chunks of tokens stay."""
+    found = {key: _unweighted(chunks) for key, chunks in tokens.items()}
+    return found if any(found[key] is not chunks for key, chunks in tokens.items()) else None
+
+
+def _unweighted(chunks):
+    if not isinstance(chunks, list) or not all(isinstance(chunk, list) for chunk in chunks):
+        return chunks
+    if all(entry[1] == 1.0 for chunk in chunks for entry in chunk):
+        return chunks
+    return [[(entry[0], 1.0, *entry[2:]) for entry in chunk] for chunk in chunks]
+
+
 def spans(prompt: str, tokens: list[str]) -> list[tuple[int, int]]:
     """Character span in the prompt of each token, (0, 0) where there is none or it cannot be found.
 

@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -100,6 +101,9 @@ def make_sanitizer(pack):
             sanitizer.vote_mix.zero_()
             sanitizer.vote_bias.fill_(-8.0)
             sanitizer.vote_bias[0, 0] = logit
+            # No word scores more than the prompt.
+            sanitizer.token_scale.zero_()
+            sanitizer.token_bias.copy_(sanitizer.vote_bias[0])
         fingerprint = fingerprint or base.Fingerprint("ToyModel", width, pooled, "0" * 64)
         sanitizer.header = header_of.Header(fingerprint, licence="MIT")
         return sanitizer.eval().requires_grad_(False)
@@ -120,9 +124,48 @@ def loaded(pack, models, make_sanitizer):
 
 
 @pytest.fixture(scope="session")
-def clip(pack, comfy_modules):
+def helper(comfy_modules):
+    """`helper("minilm_clip")`: a module of this folder that is no test."""
+
+    def module(name: str) -> ModuleType:
+        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+        loaded = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(loaded)
+        return loaded
+
+    return module
+
+
+@pytest.fixture(scope="session")
+def stock(comfy_modules):
+    """ComfyUI's own nodes: `stock("nodes")`, `stock("comfy_extras.nodes_flux")`. There is no stand-in for them."""
+    if not comfy_modules.real:
+        pytest.skip("COMFYUI_PATH is not set")
+    return _import
+
+
+@pytest.fixture(scope="session")
+def clip(pack, helper):
     """A CLIP object around the embedded trained encoder."""
-    clips = importlib.util.spec_from_file_location("minilm_clip", Path(__file__).with_name("minilm_clip.py"))
-    module = importlib.util.module_from_spec(clips)
-    clips.loader.exec_module(module)
-    return module.make_clip(pack("sanitizer.encoders").load_encoder("minilm-causal"))
+    return helper("minilm_clip").make_clip(pack("sanitizer.encoders").load_encoder("minilm-causal"))
+
+
+@pytest.fixture(scope="session")
+def trained(pack, clip):
+    """The shipped sanitizer of that encoder, for nudity, as if it had been trained on the CLIP."""
+    path = PACK / "weights" / "minilm-causal.safetensors"
+    own = pack("nodes.adapter.handle").LoadedSanitizer.load(path, ["nudity"])
+    model = own.patcher.model
+    model.header = replace(model.header, encoder=pack("nodes.adapter.clip").ComfyTextEncoder(clip).fingerprint)
+    return own
+
+
+@pytest.fixture(scope="session")
+def encoded(clip):
+    """`encoded(prompt)`: the conditioning that a text encode node gives."""
+
+    def encode(prompt, through=clip):
+        with torch.inference_mode():
+            return through.encode_from_tokens_scheduled(through.tokenize(prompt))
+
+    return encode

@@ -45,3 +45,53 @@ def test_sanitizer_in_front_is_left_out(run, pack, clip, loaded, encoder):
     inner = pack("nodes.adapter.clip").ComfyTextEncoder(sanitized)
     assert inner.fingerprint == encoder.fingerprint
     assert torch.equal(inner.encode(["a boat"]).embeddings, encoder.encode(["a boat"]).embeddings)
+
+
+class _OutOfMemory(RuntimeError):
+    def __init__(self):
+        super().__init__("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: not enough memory")
+
+
+def test_being_out_of_memory_once_does_not_turn_batches_off(pack, clip, monkeypatch):
+    encoder = pack("nodes.adapter.clip").ComfyTextEncoder(clip)
+    encode, failures = encoder._encode_batch, [_OutOfMemory()]
+
+    def fails_once(tokens):
+        if failures:
+            raise failures.pop()
+        return encode(tokens)
+
+    monkeypatch.setattr(encoder, "_encode_batch", fails_once)
+    first = encoder.encode(PROMPTS[:3])
+    assert encoder._batches is None, "not decided by that"
+    second = encoder.encode(PROMPTS[:3])
+    assert encoder._batches is True
+    torch.testing.assert_close(first.embeddings, second.embeddings, atol=1e-4, rtol=1e-4)
+
+
+def test_another_error_does(pack, clip, monkeypatch):
+    encoder = pack("nodes.adapter.clip").ComfyTextEncoder(clip)
+
+    def fails(_tokens):
+        raise RuntimeError("sizes do not match")
+
+    monkeypatch.setattr(encoder, "_encode_batch", fails)
+    encoder.encode(PROMPTS[:3])
+    assert encoder._batches is False
+
+
+def test_a_batch_that_does_not_fit_is_made_smaller(pack, clip, monkeypatch):
+    encoder = pack("nodes.adapter.clip").ComfyTextEncoder(clip)
+    expected = encoder.encode(PROMPTS[:3] * 3)
+    encode, sizes = encoder._encode_batch, []
+
+    def small(tokens):
+        sizes.append(len(tokens))
+        if len(tokens) > 2:
+            raise _OutOfMemory
+        return encode(tokens)
+
+    monkeypatch.setattr(encoder, "_encode_batch", small)
+    found = encoder.encode(PROMPTS[:3] * 3)
+    assert max(sizes) > 2 and sizes[-1] <= 2
+    torch.testing.assert_close(found.embeddings, expected.embeddings, atol=1e-4, rtol=1e-4)

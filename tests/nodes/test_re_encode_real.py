@@ -1,8 +1,6 @@
 """Mode re-encode on ComfyUI's own composite text encoders and their tokenizers. Needs COMFYUI_PATH."""
 
-import importlib.util
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,13 +16,8 @@ PROMPTS = [
 
 
 @pytest.fixture(params=["sd15", "sdxl", "sd3", "flux", "t5"], scope="module")
-def kind(request, comfy_modules, pack):
-    if not comfy_modules.real:
-        pytest.skip("COMFYUI_PATH is not set")
-    spec = importlib.util.spec_from_file_location("real_encoders", Path(__file__).with_name("test_real_encoders.py"))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return request.param, module.make(request.param)
+def kind(request, stock, helper):
+    return request.param, helper("real_clips").make(request.param)
 
 
 @pytest.mark.parametrize("text", PROMPTS)

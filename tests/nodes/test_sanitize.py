@@ -73,11 +73,23 @@ def test_every_entry_every_row_and_the_controlnet_text(run, node, loaded):
         assert not torch.equal(out[2][1][key], old)
 
 
-def test_masked_rows_stay(run, node, loaded):
-    given = conditioning(attention_mask=torch.tensor([[1, 1, 1, 0, 0]]))
+def test_a_mask_hides_nothing_from_the_sanitizer(run, node, loaded):
+    given = conditioning(attention_mask=torch.tensor([[1, 1, 0, 0, 0]]))
+    given[0][0][:, 4] = 0
     out = run(node, conditioning=given, sanitizer=loaded(), strength=1.0, threshold=0.5).args[0]
     changed = (out[0][0] != given[0][0]).any(dim=-1)
-    assert changed.tolist() == [[True, True, True, False, False]]
+    # The last one is masked and zero: there is nothing in it, and it stays.
+    assert changed.tolist() == [[True, True, True, True, False]]
+
+
+def test_text_hidden_behind_a_mask_is_scored(run, node, trained, encoded):
+    """An unsafe prompt under a mask of zeros, which a model may ignore: it fires as it does without."""
+    [[cond, extras]] = encoded("a nude woman on a bed")
+    hidden = [[cond, {**extras, "attention_mask": torch.zeros(cond.shape[:2])}]]
+    out = run(node, conditioning=hidden, sanitizer=trained, strength=1.0, threshold=0.5)
+    assert status(out)["state"] == "changed"
+    changed = (out.args[0][0][0] != cond).any(dim=-1)
+    assert int((~changed).sum()) <= 1, "the start token's embedding is the same for every prompt"
 
 
 def test_threshold_decides(run, node, loaded):
@@ -164,20 +176,27 @@ def test_sanitize_clip_survives_copying(run, pack, clip, clip_sanitizer):
         assert torch.equal(again.encode_from_tokens(tokens), sanitized.encode_from_tokens(tokens))
 
 
-def test_sanitize_clip_passes_clip_skip_on(run, pack, clip, clip_sanitizer):
-    inputs = {"sanitizer": clip_sanitizer, "strength": 1.0, "threshold": 0.5}
-    sanitized = run(pack("nodes.sanitize_clip").SanitizeCLIP, clip=clip, **inputs).args[0].clone()
-    sanitized.clip_layer(-2)
-    sanitized.encode_from_tokens(sanitized.tokenize("a boat"), return_pooled=True)
-    assert clip.cond_stage_model.clip_l.layer_idx == -2
-
-
 def test_sanitize_clip_refuses_the_sanitizer_of_another_encoder(run, pack, loaded, clip, error):
     other = loaded(width=384, pooled=0)
     with pytest.raises(error) as caught:
         run(pack("nodes.sanitize_clip").SanitizeCLIP, clip=clip, sanitizer=other, strength=1.0, threshold=0.5)
     assert "ToyModel" in str(caught.value)
     assert "TextModel" in str(caught.value)
+
+
+@pytest.mark.parametrize("mode", ["rewrite", "re-encode"])
+def test_a_low_weight_hides_nothing_from_sanitize_clip(run, pack, node, clip, trained, encoded, mode):
+    """`(a nude woman on a bed:0.1)`: the weighted embedding alone passes, the same tokens at weight 1 do not."""
+    inputs = {"sanitizer": trained, "strength": 1.0, "threshold": 0.5}
+    sanitized = run(pack("nodes.sanitize_clip").SanitizeCLIP, clip=clip, mode=mode, **inputs).args[0]
+    for prompt, unsafe in (("a nude woman on a bed", True), ("a red boat on a lake", False)):
+        plain = clip.tokenize(prompt)
+        faint = {"l": [[(token, 0.1 if 0 < place < 7 else 1.0) for place, (token, _) in enumerate(plain["l"][0])]]}
+        with torch.inference_mode():
+            raw = clip.encode_from_tokens_scheduled(faint)
+            through = sanitized.encode_from_tokens_scheduled(faint)
+        assert status(run(node, conditioning=raw, **inputs))["state"] == "harmless"
+        assert torch.equal(through[0][0], raw[0][0]) is not unsafe
 
 
 def test_a_lora_makes_another_encoder(pack, clip):

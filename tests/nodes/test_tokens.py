@@ -104,3 +104,10 @@ def test_rebuild(tokens, strings, text):
     for token, (start, end) in zip(strings, offsets, strict=True):
         expected = token if token == tokens.EMBEDDING else tokens.surface(token)[0]
         assert found[start:end] == expected
+
+
+def test_the_same_tokens_with_weight_1(pack):
+    plain = pack("nodes.adapter.tokens").without_weights_of
+    tokens = {"l": [[(1, 1.0), (2, 0.3, 7)]], "t5xxl": [[(1, 1.0)]], "lm_metadata": {"seed": 3}}
+    assert plain(tokens) == {"l": [[(1, 1.0), (2, 1.0, 7)]], "t5xxl": [[(1, 1.0)]], "lm_metadata": {"seed": 3}}
+    assert plain({"l": [[(1, 1.0)]]}) is None

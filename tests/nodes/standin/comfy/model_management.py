@@ -1,3 +1,5 @@
+import weakref
+
 import torch
 
 
@@ -32,9 +34,23 @@ def intermediate_device():
     return torch.device("cpu")
 
 
+class LoadedModel:
+    def __init__(self, patcher):
+        self.patcher = weakref.ref(patcher)
+
+    @property
+    def model(self):
+        return self.patcher()
+
+
+current_loaded_models: list[LoadedModel] = []
+
+
 def load_models_gpu(models, memory_required=0, force_full_load=False):
-    for model in models:
-        model.model.to(model.load_device)
+    for patcher in models:
+        patcher.load()
+        others = [m for m in current_loaded_models if m.model is not None and m.model.model is not patcher.model]
+        current_loaded_models[:] = [LoadedModel(patcher), *others]
 
 
 def free_memory(memory_required, device):

@@ -1,3 +1,4 @@
+from . import model_management
 from .model_patcher import ModelPatcher
 
 
@@ -21,6 +22,9 @@ class CLIP:
     def add_patches(self, patches, strength_patch=1.0, strength_model=1.0):
         return self.patcher.add_patches(patches, strength_patch, strength_model)
 
+    def get_key_patches(self):
+        return self.patcher.get_key_patches()
+
     def clip_layer(self, layer_idx):
         self.layer_idx = layer_idx
 
@@ -31,6 +35,7 @@ class CLIP:
         self.cond_stage_model.reset_clip_options()
         if self.layer_idx is not None:
             self.cond_stage_model.set_clip_options({"layer": self.layer_idx})
+        model_management.load_models_gpu([self.patcher])
         o = self.cond_stage_model.encode_token_weights(tokens)
         cond, pooled = o[:2]
         if return_dict:
