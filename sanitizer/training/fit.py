@@ -119,7 +119,7 @@ def _new_sanitizer(
         pooled_width=pooled,
         window=normalizer.window or 512,
         constant_embeddings=len(normalizer.constant),
-        score_span=training.score_span,
+        score_span=0 if normalizer.window else training.score_span,
         rank=min(width, training.rank),
         pooled_rank=min(pooled, training.pooled_rank),
         concept_rank=min(width, training.concept_rank),
