@@ -5,7 +5,8 @@ only when all of it was checked.
 """
 
 import json
-from collections.abc import Iterable
+import logging
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,13 +18,20 @@ from torch import Tensor, nn
 from ..encoders import Fingerprint, TextEncoder, load_encoder
 from ..errors import SanitizerError
 from ..files import data_folder, whole_file
+from ..prompts.concepts import available
 from .config import SanitizerConfig
-from .header import Header
+from .header import Header, check_plain
+from .quality import judge, own_lists
 from .sanitizer import EmbeddingSanitizer
 
 FORMAT = "embedding-sanitizer"
 FORMAT_VERSION = 3
 WEIGHTS_FOLDER = data_folder("weights")
+MOST_HEADER_BYTES = 2**24
+"""Of a file's header; 64 concepts with all their replacement pairs take less."""
+LARGEST = 1e9
+"""Of the numbers in a file's tensors. None that is trained comes near, and none below makes the networks overflow."""
+UNSOUND = f"NaN, infinity or a number beyond {LARGEST:g}"
 REQUIRED = ("config", "encoder", "training", "report", "licence")
 VERSION_1 = {
     "heads": 4,
@@ -61,8 +69,8 @@ class Info(NamedTuple):
 def save(sanitizer: EmbeddingSanitizer, path: str | Path) -> None:
     """Write a sanitizer, whole or not at all: a temporary file beside it, then a rename.
 
-    Raises SanitizerError for a name that does not end in .safetensors, a sanitizer without a header, a value that is
-    not finite and a folder that cannot be written.
+    Raises SanitizerError for a name that does not end in .safetensors, a sanitizer without a header or with one that
+    could not be read again, a value that is not finite and a folder that cannot be written.
     """
     path = Path(path)
     if path.suffix != ".safetensors":
@@ -72,11 +80,15 @@ def save(sanitizer: EmbeddingSanitizer, path: str | Path) -> None:
     header = Info(FORMAT_VERSION, sanitizer.config, sanitizer.header).to_dict()
     tensors = {name: value.detach().cpu().contiguous() for name, value in sanitizer.state_dict().items()}
     for name, value in tensors.items():
-        if not torch.isfinite(value).all():
-            raise SanitizerError(f"{path}: not saved, {name} holds NaN or infinity. Train again with another seed.")
+        if not _is_sound(value):
+            raise SanitizerError(f"{path}: not saved, {name} holds {UNSOUND}. Train again with another seed.")
     # One entry (safetensors writes several in any order), sorted keys, no time stamp: the same training gives the same
     # bytes.
     metadata = {FORMAT: json.dumps(header, sort_keys=True)}
+    try:
+        _info(path, metadata)
+    except SanitizerError as error:
+        raise SanitizerError(f"Not saved, the file could not be read again: {error}") from error
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -117,28 +129,49 @@ def load(path: str | Path, operations: Any = nn, device: str | torch.device = "c
                 )
         tensors = {name: file.get_tensor(name) for name in expected}
     for name, value in tensors.items():
-        if not torch.isfinite(value).all():
-            raise SanitizerError(f"{path}: damaged, {name} holds NaN or infinity. Train or fetch it again.")
+        if not _is_sound(value):
+            raise SanitizerError(f"{path}: damaged, {name} holds {UNSOUND}. Train or fetch it again.")
     sanitizer = EmbeddingSanitizer(info.config, info.header, operations)
     sanitizer.load_state_dict(_upgraded_tensors(tensors, info.version))
     return sanitizer.to(device).eval().requires_grad_(False)
 
 
-def find(fingerprint: Fingerprint, folders: Iterable[str | Path] = (WEIGHTS_FOLDER,)) -> Path | None:
-    """The newest file in the folders that was trained on the encoder with this fingerprint, None if there is none.
+def find(
+    fingerprint: Fingerprint, folders: Iterable[str | Path] = (WEIGHTS_FOLDER,), concepts: Iterable[str] | None = None
+) -> Path | None:
+    """:func:`best` of the files in the folders."""
+    return best(fingerprint, [path for folder in folders for path in Path(folder).glob("*.safetensors")], concepts)
 
-    Among files of one age, such as a fresh checkout gives, the last by name. A file that cannot be read is passed
-    over: it may belong to something else.
+
+def best(fingerprint: Fingerprint, paths: Iterable[Path], concepts: Iterable[str] | None = None) -> Path | None:
+    """The best-measured of the files that were trained on the encoder with this fingerprint and know all these
+    concepts; None where there is none.
+
+    concepts None: what the pack's own concepts cover most of. A file whose concept has the name of one of the pack's,
+    but was learned from another word list, does not count as knowing it. Files without figures come last; among equals
+    the newest wins, then the last by name. A file that cannot be read is named in the log and passed over.
     """
-    matches = []
-    for folder in folders:
-        for path in sorted(Path(folder).glob("*.safetensors")):
-            try:
-                if read_info(path).header.encoder == fingerprint:
-                    matches.append(path)
-            except (SanitizerError, OSError):
+    wanted = None if concepts is None else set(concepts)
+    ranked = []
+    for path in paths:
+        try:
+            info, modified = read_info(path), path.stat().st_mtime
+        except (SanitizerError, OSError) as error:
+            logging.warning("Embedding Sanitizer: skipped a file. %s", error)
+            continue
+        if info.header.encoder != fingerprint:
+            continue
+        erasable = {spec.name for spec in info.config.concepts if not spec.context}
+        foreign = own_lists(info.header) & erasable
+        if wanted is None:
+            if foreign:
                 continue
-    return max(matches, key=lambda path: (path.stat().st_mtime, path.name), default=None)
+        elif not wanted <= erasable - foreign:
+            continue
+        spoken_for = wanted or erasable & set(available()) or erasable
+        rank = judge(info.header, spoken_for).rank
+        ranked.append((len(spoken_for & set(available())), *rank, modified, path.name, path))
+    return max(ranked, default=(None,))[-1]
 
 
 def load_pair(
@@ -147,23 +180,25 @@ def load_pair(
     device: str = "cpu",
     folders: Iterable[str | Path] = (WEIGHTS_FOLDER,),
     program: str = "python -m sanitizer",
+    concepts: Sequence[str] | None = None,
 ) -> tuple[TextEncoder, EmbeddingSanitizer, Path]:
-    """The encoder, the sanitizer that fits it, and the sanitizer's file; "auto" searches the folders.
+    """The encoder, the sanitizer that fits it, and the sanitizer's file; "auto" searches the folders, see :func:`best`.
 
-    program: what the command line is called. Raises SanitizerError where there is none, or where the file was trained
-    on another encoder.
+    program: what the command line is called. What the sanitizer is worth is not judged here. Raises SanitizerError
+    where there is none, or where the file was trained on another encoder.
     """
     explicit = None if sanitizer_name == "auto" else Path(sanitizer_name)
     if explicit is not None:
         read_info(explicit)  # refused before the encoder is loaded, which may take minutes
     encoder = load_encoder(encoder_name, device=device)
-    path = explicit or find(encoder.fingerprint, folders)
+    path = explicit or find(encoder.fingerprint, folders, concepts)
     if path is None:
         places = ", ".join(str(folder) for folder in folders)
+        names = "all" if concepts is None else ",".join(concepts)
         raise SanitizerError(
-            f"No sanitizer for the encoder {encoder_name}, {encoder.fingerprint}, in {places}. Train one: "
-            f"{program} train --encoder {encoder_name} --concepts all --output NAME.safetensors, "
-            "and give it with --sanitizer NAME.safetensors or put it into that folder."
+            f"No sanitizer for the encoder {encoder_name}, {encoder.fingerprint}, and the concepts {names} in "
+            f"{places}. Train one: {program} train --encoder {encoder_name} --concepts {names} --output "
+            "NAME.safetensors, and give it with --sanitizer NAME.safetensors or put it into that folder."
         )
     sanitizer = load(path, device=device)
     if sanitizer.fingerprint != encoder.fingerprint:
@@ -174,18 +209,28 @@ def load_pair(
     return encoder, sanitizer, path
 
 
+def _is_sound(value: torch.Tensor) -> bool:
+    return not value.numel() or bool(value.abs().amax() <= LARGEST)  # False for NaN
+
+
 def _open(path: Path):
-    if not path.is_file():
-        raise SanitizerError(f"{path}: no such file. Expected a sanitizer, a .safetensors file.")
     try:
+        if not path.is_file():
+            raise SanitizerError(f"{path}: no such file. Expected a sanitizer, a .safetensors file.")
+        with path.open("rb") as file:
+            start = file.read(8)
+        # Before anything of it is read: the file says itself how long its header is.
+        if len(start) == 8 and MOST_HEADER_BYTES < int.from_bytes(start, "little") < path.stat().st_size:
+            raise SanitizerError(
+                f"{path}: damaged or no sanitizer, its header is longer than {MOST_HEADER_BYTES:,} bytes. Train or "
+                "fetch it again."
+            )
         return safetensors.safe_open(path, framework="pt")
     except OSError as error:
         raise SanitizerError(f"{path}: cannot be read ({error.strerror or error}).") from error
     except safetensors.SafetensorError as error:
-        with path.open("rb") as file:
-            start = file.read(2)
         # A zip archive, as torch.save writes, or the opcode that every pickle since protocol 2 begins with.
-        if start == b"PK" or (start[:1] == b"\x80" and start[1:] <= b"\x05"):
+        if start[:2] == b"PK" or (start[:1] == b"\x80" and start[1:2] <= b"\x05"):
             raise SanitizerError(
                 f"{path}: a pickle, which can run code and is never loaded. Expected .safetensors."
             ) from error
@@ -198,14 +243,19 @@ def _info(path: Path, metadata: dict | None) -> Info:
     if not metadata or FORMAT not in metadata:
         raise SanitizerError(f"{path}: a safetensors file, but no sanitizer. Choose a file made by Train Sanitizer.")
     try:
+        if len(metadata[FORMAT]) > MOST_HEADER_BYTES:
+            raise ValueError(f"longer than {MOST_HEADER_BYTES:,} characters")
         values = json.loads(metadata[FORMAT])
+        check_plain(values)
+        if not isinstance(values, dict):
+            raise ValueError(f"expected an object, found {type(values).__name__}")
         version = values["format_version"]
         if type(version) is not int or version < 1:
-            raise ValueError(f"format version {version!r}")
+            raise ValueError(f"format version {version!r:.80}")
         if version > FORMAT_VERSION:
             raise SanitizerError(
-                f"{path}: format version {version}, but this Embedding Sanitizer reads up to {FORMAT_VERSION}. "
-                "Update it."
+                f"{path}: format version {str(version)[:20]}, but this Embedding Sanitizer reads up to "
+                f"{FORMAT_VERSION}. Update it."
             )
         missing = [key for key in REQUIRED if key not in values]
         if missing:
@@ -213,22 +263,40 @@ def _info(path: Path, metadata: dict | None) -> Info:
         config = SanitizerConfig.from_dict(_upgraded_config(values["config"], version))
         config.check()
         header = Header.from_dict(values, [spec.name for spec in config.concepts if not spec.context])
+        encoder = header.encoder
+        if (encoder.width, encoder.pooled_width) != (config.width, config.pooled_width):
+            raise ValueError(f"made for {config.width} channels, pooled {config.pooled_width}; trained on {encoder}")
     except SanitizerError:
         raise
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise SanitizerError(f"{path}: damaged header ({error}). Train or fetch it again.") from error
+    except KeyError as error:
+        raise SanitizerError(f"{path}: damaged header (it lacks {error}). Train or fetch it again.") from error
+    except (TypeError, ValueError, AttributeError, RecursionError) as error:
+        # One line, of a length that can be read, whatever the file holds.
+        said = " ".join(str(error).split())
+        raise SanitizerError(f"{path}: damaged header ({said:.300}). Train or fetch it again.") from error
     return Info(version, config, header)
 
 
-def _upgraded_config(config: dict, version: int) -> dict:
+def _upgraded_config(config: object, version: int) -> object:
     """The configuration of an older file as one of today."""
+    if not isinstance(config, dict) or version > 2:
+        return config
+    config = dict(config)
     if version == 1:
-        config = {**config, "constant_embeddings": config.get("constant_rows", 0), **VERSION_1}
-        config.pop("constant_rows", None)
-    if version <= 2:
-        # One vote, and all of a window at once.
-        config = {**config, "vote_weights": [config["ensemble_weights"]]}
-        del config["ensemble_weights"]
+        config["constant_embeddings"] = config.pop("constant_rows", 0)
+        config |= VERSION_1
+    # One vote, and all of a window at once.
+    config["vote_weights"] = [config.pop("ensemble_weights")]
+    # A context concept also named concepts that the file has not.
+    specs = config.get("concepts")
+    if isinstance(specs, list) and all(isinstance(spec, dict) for spec in specs):
+        names = [spec.get("name") for spec in specs]
+        config["concepts"] = [
+            spec | {"lowers": {name: value for name, value in lowers.items() if name in names}}
+            if isinstance(lowers := spec.get("lowers", {}), dict)
+            else spec
+            for spec in specs
+        ]
     return config
 
 

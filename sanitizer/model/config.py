@@ -5,6 +5,10 @@ All of it is saved in the sanitizer's file, so that changing a default here neve
 
 import math
 from dataclasses import asdict, dataclass, field
+from numbers import Real
+
+from ..errors import SanitizerError
+from ..prompts.concepts import phrase_problem
 
 THRESHOLD = 0.5
 """The calibrated operating point of every concept: calibration puts it at this score."""
@@ -12,6 +16,16 @@ MAX_STRENGTH = 2.0
 MAX_CONCEPTS = 64
 MAX_SIZE = 32_768
 MAX_VOTES = 8
+MAX_LOWERED = 100.0
+"""Logits by which a context concept may lower a threshold."""
+MAX_WORD_SCORES = 16
+
+
+def check_number(name: str, value: object, low: float, high: float) -> None:
+    """Raises SanitizerError, with what the number is called, for one that is out of its range, for NaN, and for what is
+    no number, True and False among them."""
+    if not isinstance(value, Real) or isinstance(value, bool) or not low <= value <= high:
+        raise SanitizerError(f"{name}: expected a number from {low:g} to {high:g}, found {value!r:.80}.")
 
 
 @dataclass(frozen=True)
@@ -104,10 +118,19 @@ class SanitizerConfig:
 
     @classmethod
     def from_dict(cls, values: dict) -> "SanitizerConfig":
-        """The inverse of :meth:`to_dict`. Raises TypeError or KeyError for keys that it does not write."""
+        """The inverse of :meth:`to_dict`. Raises ValueError, TypeError or KeyError for keys and types that it does not
+        write; :meth:`check` looks at the values."""
+        if not isinstance(values, dict):
+            raise ValueError(f"config: expected an object, found {type(values).__name__}")
         values = dict(values)
-        concepts = tuple(ConceptSpec(**spec) for spec in values.pop("concepts"))
-        rewrite = dict(values.pop("rewrite", {}))
+        specs = values.pop("concepts")
+        if not isinstance(specs, list | tuple) or not all(isinstance(spec, dict) for spec in specs):
+            raise ValueError("concepts: expected a list of objects")
+        concepts = tuple(ConceptSpec(**spec) for spec in specs)
+        rewrite = values.pop("rewrite", {})
+        if not isinstance(rewrite, dict):
+            raise ValueError(f"rewrite: expected an object, found {type(rewrite).__name__}")
+        rewrite = dict(rewrite)
         if "word_scores" in rewrite:
             rewrite["word_scores"] = tuple(rewrite["word_scores"])
         if "vote_weights" in values:
@@ -116,9 +139,7 @@ class SanitizerConfig:
 
     def check(self) -> None:
         """Raises ValueError for values that no training gives: they come from a forged or damaged header."""
-        names = [spec.name for spec in self.concepts]
-        if not names or len(set(names)) != len(names) or len(names) > MAX_CONCEPTS:
-            raise ValueError(f"expected 1 to {MAX_CONCEPTS} different concepts, found {names}")
+        self._check_concepts()
         sizes = {
             "width": (1, MAX_SIZE),
             "pooled_width": (0, MAX_SIZE),
@@ -163,7 +184,30 @@ class SanitizerConfig:
             # Written so that NaN fails too.
             if type(value) not in (int, float) or not (math.isfinite(value) and low <= value <= high):
                 raise ValueError(f"{name}: expected a number from {low} to {high}, found {value!r}")
-        if not 1 <= len(self.vote_weights) <= MAX_VOTES or any(len(vote) != 3 for vote in self.vote_weights):
-            raise ValueError(f"vote_weights: expected 1 to {MAX_VOTES} votes of three weights")
         if not self.rewrite.word_scores:
             raise ValueError("rewrite.word_scores: expected at least one")
+
+    def _check_concepts(self) -> None:
+        if not 1 <= len(self.concepts) <= MAX_CONCEPTS:
+            raise ValueError(f"expected 1 to {MAX_CONCEPTS} concepts, found {len(self.concepts)}")
+        for spec in self.concepts:
+            problem = phrase_problem(spec.name)
+            if problem:
+                raise ValueError(f"name of a concept: {problem:.200}")
+        names = [spec.name for spec in self.concepts]
+        if len(set(names)) != len(names):
+            raise ValueError(f"expected different concepts, found {', '.join(names):.200}")
+        if all(spec.context is True for spec in self.concepts):
+            raise ValueError("expected a concept that can be erased, found context concepts alone")
+        for spec in self.concepts:
+            if type(spec.context) is not bool:
+                raise ValueError(f"context of {spec.name!r}: expected true or false, found {spec.context!r:.80}")
+            if not isinstance(spec.lowers, dict):
+                raise ValueError(f"lowers of {spec.name!r}: expected an object, found {spec.lowers!r:.80}")
+            for name, value in spec.lowers.items():
+                if name not in names:
+                    raise ValueError(f"lowers of {spec.name!r}: {name!r:.80} is none of its concepts")
+                if type(value) not in (int, float) or not 0 <= value <= MAX_LOWERED:
+                    raise ValueError(
+                        f"lowers of {spec.name!r}: expected logits from 0 to {MAX_LOWERED:g}, found {value!r:.80}"
+                    )

@@ -1,13 +1,20 @@
 """What a sanitizer's file says beside its configuration and tensors."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import NamedTuple
 
 from ..encoders.base import Fingerprint
 from ..prompts.concepts import phrase_problem
+from .report import Report
 
 KEY = "anchors"
+TRAINED_ON = "concepts"
+"""Key of `training`: concept -> digest of the word list that it was trained on, see
+:func:`.prompts.concepts.digest`; files from before it lack it."""
+DEEPEST = 16
+"""Lists and objects inside each other in a header; a training writes five."""
 MOST_REPLACEMENTS = 256
 """Replacement pairs of a concept that a file holds."""
 
@@ -52,13 +59,60 @@ class Header:
         for name, kinds in (("training", dict), ("report", dict), ("licence", (str, dict))):
             if not isinstance(values[name], kinds):
                 raise ValueError(f"{name}: found {type(values[name]).__name__}")
+        Report.from_dict(values["report"])
+        _check_training(values["training"])
+        if isinstance(values["licence"], dict) and not all(isinstance(v, str) for v in values["licence"].values()):
+            raise ValueError("licence: expected texts")
         return cls(
-            encoder=Fingerprint.from_dict(values["encoder"]),
+            encoder=_fingerprint(values["encoder"]),
             training=values["training"],
             report=values["report"],
             licence=values["licence"],
             replacements=_replacements(values.get(KEY, {}), set(concepts)),
         )
+
+
+def check_plain(value: object) -> None:
+    """Raises ValueError for what JSON holds and no training writes: NaN and infinity, halves of surrogate pairs, and
+    lists inside lists without end."""
+    left: list[tuple[object, tuple[str, ...]]] = [(value, ())]
+    while left:
+        one, keys = left.pop()
+        where = f"{'.'.join(keys) or 'header':.200}"
+        if isinstance(one, float) and not math.isfinite(one):
+            raise ValueError(f"{where}: found the number {one}")
+        if isinstance(one, str) and any("\ud800" <= char <= "\udfff" for char in one):
+            raise ValueError(f"{where}: found half a surrogate pair in {one!r:.80}")
+        if isinstance(one, dict | list):
+            if len(keys) == DEEPEST:
+                raise ValueError(f"{where}: found more than {DEEPEST} lists and objects inside each other")
+            items = one.items() if isinstance(one, dict) else enumerate(one)
+            left += [(item, (*keys, str(key))) for key, item in items]
+            left += [(key, keys) for key in one] if isinstance(one, dict) else []
+
+
+def _fingerprint(values: object) -> Fingerprint:
+    if not isinstance(values, dict):
+        raise ValueError(f"encoder: expected an object, found {type(values).__name__}")
+    for name in ("architecture", "weights"):
+        if not isinstance(values[name], str):
+            raise ValueError(f"encoder, {name}: expected a text, found {values[name]!r:.80}")
+    for name in ("width", "pooled_width"):
+        if type(values[name]) is not int:
+            raise ValueError(f"encoder, {name}: expected a whole number, found {values[name]!r:.80}")
+    return Fingerprint.from_dict(values)
+
+
+def _check_training(values: dict) -> None:
+    """What is read again has its type; everything else is for people."""
+    for name in ("examples", "steps", "seed"):
+        if type(values.get(name, 0)) is not int:
+            raise ValueError(f"training, {name}: expected a whole number, found {values[name]!r:.80}")
+    if not isinstance(values.get("config", {}), dict):
+        raise ValueError(f"training, config: expected an object, found {type(values['config']).__name__}")
+    digests = values.get(TRAINED_ON, {})
+    if not isinstance(digests, dict) or not all(isinstance(value, str) for value in digests.values()):
+        raise ValueError(f"training, {TRAINED_ON}: expected a text for each concept")
 
 
 def _replacements(values: object, names: set[str]) -> dict[str, list[Replacement]]:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ..encoders.base import Fingerprint
 from ..errors import SanitizerError
-from .config import MAX_STRENGTH, SanitizerConfig
+from .config import MAX_STRENGTH, SanitizerConfig, check_number
 from .gate import gate, margins
 from .header import Header
 from .networks import EraseNet, ScoreNet
@@ -129,12 +129,12 @@ class EmbeddingSanitizer(nn.Module):
     def score(self, embeddings: Tensor, mask: Tensor | None = None, pooled: Tensor | None = None) -> Scores:
         """Score every token and the prompt.
 
-        embeddings (B, L, D) float32, float16 or bfloat16; mask (B, L) bool or None for all visible; pooled (B, P),
-        required if and only if the encoder has one. Raises SanitizerError for other shapes, other dtypes and NaN or
-        infinity.
+        embeddings (B, L, D) float32, float16 or bfloat16; mask (B, L) of bool, or of 0 and 1 in any dtype, or None for
+        all visible; pooled (B, P), required if and only if the encoder has one. Raises SanitizerError for other shapes,
+        other dtypes, other masks, and NaN or infinity in what comes in or goes out.
         """
         x, weight, vector = self._prepare(embeddings, mask, pooled)
-        return self._scores(x, weight, vector, embeddings.shape[0], embeddings.shape[1])
+        return _finite_scores(self._scores(x, weight, vector, embeddings.shape[0], embeddings.shape[1]))
 
     def sanitize(
         self,
@@ -155,13 +155,12 @@ class EmbeddingSanitizer(nn.Module):
         arguments as in :meth:`score`, and the same errors.
         """
         chosen = self.places(concepts)
-        if not 0 <= strength <= MAX_STRENGTH:
-            raise SanitizerError(f"Strength: expected a number from 0 to {MAX_STRENGTH:g}, found {strength}.")
-        if threshold is not None and not 0 <= threshold <= 1:
-            raise SanitizerError(f"Threshold: expected a number from 0 to 1, found {threshold}.")
+        check_number("Strength", strength, 0, MAX_STRENGTH)
+        if threshold is not None:
+            check_number("Threshold", threshold, 0, 1)
         x, weight, vector = self._prepare(embeddings, mask, pooled)
         batch, length = embeddings.shape[:2]
-        scores = self._scores(x, weight, vector, batch, length)
+        scores = _finite_scores(self._scores(x, weight, vector, batch, length))
         if also is not None:
             scores = scores._replace(prompt=torch.maximum(scores.prompt, self._known(also, scores.prompt)))
         opened, fired = gate(self.config, margins(self.config, scores.prompt, threshold), chosen)
@@ -182,14 +181,15 @@ class EmbeddingSanitizer(nn.Module):
         edited = (target.to(x.device, torch.float32) + amount[:, None, None] * change).to(target)
         changed[place] = (weight.reshape(batch, -1)[index, :length] > 0).to(changed.device)
         out = embeddings.clone()
-        out[place] = torch.where(changed[place][..., None], edited, target)
+        out[place] = _finite("embeddings", torch.where(changed[place][..., None], edited, target))
         out_pooled = pooled
         if pooled is not None and pooled_change is not None:
             first = pooled_change.reshape(len(index), windows, -1)[:, 0] * self.pooled_std
             place = index.to(pooled.device)
             old = pooled.index_select(0, place)
             out_pooled = pooled.clone()
-            out_pooled[place] = (old.to(x.device, torch.float32) + amount[:, None] * first).to(old)
+            edited = (old.to(x.device, torch.float32) + amount[:, None] * first).to(old)
+            out_pooled[place] = _finite("pooled vectors", edited)
         return Sanitized(out, out_pooled, scores, flagged, fired, changed)
 
     forward = sanitize
@@ -197,8 +197,10 @@ class EmbeddingSanitizer(nn.Module):
     def places(self, concepts: Iterable[str] | None = None) -> list[int]:
         """Places of the named concepts among the K, of all that can be erased for None. Raises SanitizerError for no
         names and for unknown ones."""
-        names = self.erasable if concepts is None else tuple(concepts)
-        if isinstance(concepts, str) or not names:
+        if concepts is None:
+            concepts = self.erasable
+        names = tuple(concepts) if isinstance(concepts, Iterable) and not isinstance(concepts, str) else ()
+        if not names:
             raise SanitizerError(f"Concepts: expected names out of {', '.join(self.erasable)}, found {concepts!r}.")
         for name in names:
             if name not in self.erasable:
@@ -210,6 +212,8 @@ class EmbeddingSanitizer(nn.Module):
 
     def _known(self, also: Tensor, prompt: Tensor) -> Tensor:
         """Scores from another reading, checked: NaN would win every comparison and fire none."""
+        if not torch.is_tensor(also):
+            raise SanitizerError(f"Scores of another reading: expected a tensor, found {type(also).__name__}.")
         finite = bool(torch.isfinite(also).all())
         if also.shape != prompt.shape or not finite:
             raise SanitizerError(
@@ -238,6 +242,9 @@ class EmbeddingSanitizer(nn.Module):
 
     def _check(self, embeddings: Tensor, mask: Tensor | None, pooled: Tensor | None) -> None:
         floats = (torch.float32, torch.float16, torch.bfloat16)
+        for name, value in (("Embedding", embeddings), ("Mask", mask), ("Pooled vector", pooled)):
+            if not torch.is_tensor(value) and (value is not None or name == "Embedding"):
+                raise SanitizerError(f"{name}: expected a tensor, found {type(value).__name__}.")
         if embeddings.ndim != 3 or embeddings.shape[2] != self.width or not all(embeddings.shape[:2]):
             raise SanitizerError(
                 f"Embedding: expected (prompts, rows, {self.width}), found {tuple(embeddings.shape)}. "
@@ -245,6 +252,11 @@ class EmbeddingSanitizer(nn.Module):
             )
         if mask is not None and mask.shape != embeddings.shape[:2]:
             raise SanitizerError(f"Mask: expected {tuple(embeddings.shape[:2])}, found {tuple(mask.shape)}.")
+        if mask is not None and mask.dtype != torch.bool and not ((mask == 0) | (mask == 1)).all():
+            raise SanitizerError(
+                f"Mask: expected bool, or 0 for hidden and 1 for visible, found {mask.dtype} with other values. A mask "
+                "that is added to attention, or that holds shares or NaN, says nothing sure of what the model sees."
+            )
         if (pooled is not None) != bool(self.pooled_width):
             expected = f"one of {self.pooled_width} channels" if self.pooled_width else "none"
             found = "none" if pooled is None else f"one of {pooled.shape[-1]} channels"
@@ -258,8 +270,7 @@ class EmbeddingSanitizer(nn.Module):
                 continue
             if tensor.dtype not in floats:
                 raise SanitizerError(f"{name}: expected float32, float16 or bfloat16, found {tensor.dtype}.")
-            # A sum is much cheaper than a look at every value, and NaN and infinity survive it.
-            if not torch.isfinite(tensor.sum(dtype=torch.float32)) and not torch.isfinite(tensor).all():
+            if not _is_finite(tensor):
                 raise SanitizerError(f"{name}: found NaN or infinity, which cannot be sanitized. Check the encoder.")
 
     def _scores(self, x: Tensor, weight: Tensor, pooled: Tensor | None, batch: int, length: int) -> Scores:
@@ -327,3 +338,28 @@ def highest(values: Tensor, owner: Tensor, count: int) -> Tensor:
     start = values.new_full((count, *values.shape[1:]), -math.inf)
     index = owner.reshape(-1, *[1] * (values.ndim - 1)).expand_as(values)
     return start.scatter_reduce(0, index, values, "amax")
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    # A sum is much cheaper than a look at every value, and NaN and infinity survive it.
+    return bool(torch.isfinite(tensor.sum(dtype=torch.float32))) or bool(torch.isfinite(tensor).all())
+
+
+def _finite_scores(scores: Scores) -> Scores:
+    """The scores. Raises SanitizerError for NaN, which would reach no threshold."""
+    if not (_is_finite(scores.prompt) and _is_finite(scores.tokens)):
+        raise SanitizerError(
+            "Scores: found NaN or infinity where the score net should give numbers from 0 to 1. The sanitizer's file "
+            "is damaged; train or fetch it again."
+        )
+    return scores
+
+
+def _finite(what: str, values: Tensor) -> Tensor:
+    """What goes out, in the dtype that goes out. Raises SanitizerError for NaN and infinity."""
+    if not _is_finite(values):
+        raise SanitizerError(
+            f"Sanitized {what}: found NaN or infinity in {values.dtype}. The sanitizer's file is damaged, or the "
+            "values do not fit the dtype: train or fetch it again, encode in float32 or bfloat16, or lower strength."
+        )
+    return values

@@ -5,10 +5,13 @@ train on and `held_out` ones for the report only; and `[[hard_negatives]]`, harm
 concepts/README.md describes the format for the person who edits it.
 """
 
+import hashlib
+import json
+import math
 import re
 import tomllib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 from ..errors import SanitizerError
@@ -95,6 +98,12 @@ def evenly(pairs: Sequence[Pair], most: int) -> list[Pair]:
     return [pairs[i * len(pairs) // count] for i in range(count)]
 
 
+def digest(concept: Concept) -> str:
+    """16 hexadecimal digits of what makes a concept: its pairs, in any order."""
+    pairs = sorted(astuple(pair) for pair in concept.pairs)
+    return hashlib.sha256(json.dumps(pairs).encode()).hexdigest()[:16]
+
+
 def available(folder: Path = FOLDER) -> list[str]:
     """Names of the concept files in a folder."""
     return sorted(path.stem for path in folder.glob("*.toml") if path.stem != TEMPLATES)
@@ -149,6 +158,10 @@ def load_concept(path: Path) -> Concept:
             phrases += [Phrase(_check_phrase(file, t), group["kind"], key == "held_out") for t in group.get(key, [])]
     _check_unique(file, [pair.target for pair in pairs] + [phrase.text for phrase in phrases])
     context = data.get("context", False)
+    for name, value in data.get("lowers", {}).items():
+        # TOML knows nan and inf.
+        if type(value) not in (int, float) or not 0 <= value < math.inf:
+            raise file.fail("lowers", f"lowers, {name!r}: expected a number of logits from 0, found {value!r}.")
     if not context:
         _check_adults(file, path.parent, pairs, phrases)
     return Concept(
@@ -177,8 +190,8 @@ def parse_custom_concept(text: str) -> Concept:
             f"found {len(lines)} line(s)."
         )
     name = re.sub(r"\W+", "_", lines[0][1].lower()).strip("_")
-    if ARROW.strip() in lines[0][1] or not name:
-        raise SanitizerError(f"Custom concept, line {lines[0][0]}: expected a name, found {lines[0][1]!r}.")
+    if ARROW.strip() in lines[0][1] or not name or phrase_problem(name):
+        raise SanitizerError(f"Custom concept, line {lines[0][0]}: expected a name, found {lines[0][1]!r:.80}.")
     pairs = []
     for number, line in lines[1:]:
         target, arrow, anchor = (part.strip() for part in line.partition(ARROW.strip()))

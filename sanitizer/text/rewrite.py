@@ -17,8 +17,7 @@ from torch.nn import functional as F
 
 from ..encoders.alignment import lerp
 from ..encoders.base import Encoding, TextEncoder, encode_all
-from ..errors import SanitizerError
-from ..model.config import MAX_STRENGTH, THRESHOLD
+from ..model.config import MAX_STRENGTH, THRESHOLD, check_number
 from ..model.gate import margins
 from ..model.sanitizer import EmbeddingSanitizer, Scores
 from ..prompts.concepts import Pair
@@ -76,8 +75,7 @@ class ReEncoder:
         one to the other; past 1 the erase net acts with that strength on what remains. reading: of the prompts, see
         :func:`.deobfuscate.deobfuscated`; a prompt whose reading is what is unsafe is rewritten from its reading.
         """
-        if not 0 <= strength <= MAX_STRENGTH:
-            raise SanitizerError(f"Strength: expected a number from 0 to {MAX_STRENGTH:g}, found {strength}.")
+        check_number("Strength", strength, 0, MAX_STRENGTH)
         chosen = list(self.sanitizer.erasable if concepts is None else concepts)
         first = self.sanitizer.sanitize(
             encoding.embeddings, encoding.mask, encoding.pooled,

@@ -15,6 +15,9 @@ from .config import TrainingConfig
 from .dataset import EncodedDataset, Labels, alike
 from .loop import noisy, optimise, weighted_mean
 
+SAME = 1e-6
+"""Mean variance of embeddings, as a share of what lies between the two sides' means, that is rounding and no spread."""
+
 
 class AlignedPairs:
     """Pairs of target and anchor embeddings out of the training set."""
@@ -83,13 +86,21 @@ def leading_directions(target: Tensor, anchor: Tensor, rank: int) -> Tensor:
 
 
 def fisher_direction(target: Tensor, anchor: Tensor, ridge: float) -> Tensor:
-    """(D,) Fisher's linear discriminant, scaled so that the two means lie 2 apart on it."""
+    """(D,) Fisher's linear discriminant, scaled so that the two means lie 2 apart on it.
+
+    Where each side is one embedding over and over, as with a single short pair, it is the difference of the means;
+    where they do not differ either, it is zero.
+    """
     centred = torch.cat([target - target.mean(0), anchor - anchor.mean(0)])
     covariance = centred.T @ centred / len(centred)
-    covariance += ridge * covariance.diagonal().mean() * torch.eye(len(covariance))
+    variance = covariance.diagonal().mean()
     apart = target.mean(0) - anchor.mean(0)
-    direction = torch.linalg.solve(covariance, apart)
-    return 2 * direction / (direction @ apart)
+    if variance > SAME * apart.square().mean():
+        direction = torch.linalg.solve(covariance + ridge * variance * torch.eye(len(covariance)), apart)
+    else:
+        direction = apart
+    length = direction @ apart
+    return 2 * direction / length if length > 0 else torch.zeros_like(apart)
 
 
 def span(directions: Sequence[Tensor], rank: int) -> Tensor:

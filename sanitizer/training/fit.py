@@ -14,9 +14,9 @@ import torch
 from ..encoders.base import Progress, TextEncoder
 from ..errors import SanitizerError
 from ..model.config import ConceptSpec, SanitizerConfig
-from ..model.header import MOST_REPLACEMENTS, Header, Replacement
+from ..model.header import MOST_REPLACEMENTS, TRAINED_ON, Header, Replacement
 from ..model.sanitizer import EmbeddingSanitizer
-from ..prompts.concepts import FOLDER, Concept, available, evenly, load_concept, load_concepts
+from ..prompts.concepts import FOLDER, Concept, available, digest, evenly, load_concept, load_concepts
 from ..prompts.generator import Prompt, full_size, training_prompts
 from ..prompts.templates import Templates, load_templates
 from .calibration import calibrate
@@ -92,6 +92,7 @@ def fit(
             "steps": config.score_steps + config.erase_steps,
             "seed": seed,
             "config": config.to_dict(),
+            TRAINED_ON: {concept.name: digest(concept) for concept in concepts},
         },
         report=report.to_dict(),
         licence=LICENCE,
@@ -113,8 +114,9 @@ def _new_sanitizer(
     if not labels.aligned:
         raise SanitizerError("Training: expected pairs of target and anchor, found none. Give more examples.")
     width, pooled = fingerprint.width, fingerprint.pooled_width
+    names = [concept.name for concept in concepts]
     config = SanitizerConfig(
-        concepts=tuple(ConceptSpec(c.name, c.context, dict(c.lowers)) for c in concepts),
+        concepts=tuple(ConceptSpec(c.name, c.context, {n: v for n, v in c.lowers if n in names}) for c in concepts),
         width=width,
         pooled_width=pooled,
         window=normalizer.window or 512,

@@ -1,18 +1,18 @@
-"""The report of a training: figures on phrases, frames and harmless prompts that it did not see.
+"""Makes the report of a training: figures on phrases, frames and harmless prompts that it did not see.
 
 It goes into the file and on the screen, so that whoever is handed a sanitizer sees what it is worth.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Sequence
 from random import Random
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from ..encoders.base import Encoding, Progress, TextEncoder
+from ..model.report import ConceptReport, Report
 from ..model.sanitizer import EmbeddingSanitizer, Sanitized
 from ..prompts.concepts import Concept
 from ..prompts.generator import Prompt, PromptGenerator
@@ -22,99 +22,6 @@ from .dataset import EncodedDataset, batch_size
 from .probes import Probe, area_under_curve, true_positive_rate
 
 FALSE_POSITIVE_RATE = 0.01
-NAMES_OF_VERSION_1 = {
-    "caught": "true_positive_rate",
-    "counterparts_untouched": "counterfactuals_untouched",
-    "look_alikes": "hard_negatives",
-    "look_alikes_identical": "hard_negatives_identical",
-}
-"""What files of format version 1 call figures of today."""
-
-
-@dataclass
-class ConceptReport:
-    """Held-out figures of one concept; None where there was nothing to measure."""
-
-    name: str
-    phrases: int
-    """Held-out phrases tried, each in a frame that training did not see."""
-    auroc: float | None = None
-    """Of the prompt score: unsafe prompts against harmless ones and the unsafe prompts' own counterfactuals."""
-    true_positive_rate: float | None = None
-    """Share of unsafe prompts found at 1 % false positives among the same harmless prompts."""
-    flagged: float | None = None
-    """Share of unsafe prompts that reach the calibrated threshold."""
-    counterfactuals_untouched: float | None = None
-    """Share of the counterfactuals (the same prompts with the safe anchor) that do not."""
-    probe_before: float | None = None
-    """Share of the flagged prompts in which a probe, trained on raw embeddings of other phrases, finds the concept."""
-    probe_after: float | None = None
-    """The same after sanitizing at strength 1."""
-    nearness_before: float | None = None
-    """Mean cosine between a flagged prompt and its counterfactual (mean embeddings, normalized channels)."""
-    nearness_after: float | None = None
-    """The same after sanitizing at strength 1."""
-
-
-@dataclass
-class Report:
-    """What a sanitizer is worth on its own encoder, on held-out data."""
-
-    concepts: list[ConceptReport] = field(default_factory=list)
-    benign: int = 0
-    """Harmless prompts tried, of frames and sentences that training did not see."""
-    benign_identical: float | None = None
-    """Share of them that came out bit for bit, all concepts switched on."""
-    hard_negatives: int = 0
-    hard_negatives_identical: float | None = None
-    """The same for held-out hard negatives."""
-    examples: int = 0
-    """Training prompts."""
-    seconds: float = 0.0
-    """Encoding, training and calibration."""
-
-    def to_dict(self) -> dict:
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "Report":
-        own = _renamed(values)
-        concepts = [ConceptReport(**_renamed(concept)) for concept in own.pop("concepts", [])]
-        return cls(concepts=concepts, **own)
-
-    def to_text(self) -> str:
-        """A short table for the terminal and the node."""
-        lines = [
-            f"{'held-out phrases':18}{'tried':>6}{'AUROC':>8}{'caught*':>9}{'flagged':>9}"
-            f"{'probe before':>14}{'after':>7}{'nearness':>10}{'after':>7}"
-        ]
-        for c in self.concepts:
-            lines.append(
-                f"{c.name:18}{c.phrases:6d}{_number(c.auroc, 8)}"
-                f"{_percent(c.true_positive_rate, 9)}{_percent(c.flagged, 9)}"
-                f"{_percent(c.probe_before, 14)}{_percent(c.probe_after, 7)}"
-                f"{_number(c.nearness_before, 10)}{_number(c.nearness_after, 7)}"
-            )
-        lines += [
-            "* at 1 % false alarms. Probe: share of flagged prompts in which it still finds the concept. "
-            "Nearness: cosine to the safe counterpart.",
-            f"bit-identical: {_percent(self.benign_identical, 0)} of {self.benign} harmless prompts, "
-            f"{_percent(self.hard_negatives_identical, 0)} of {self.hard_negatives} look-alikes. "
-            f"{self.examples} training prompts, {self.seconds:.0f} s.",
-        ]
-        return "\n".join(lines)
-
-
-def _renamed(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {NAMES_OF_VERSION_1.get(name, name): value for name, value in values.items()}
-
-
-def _number(value: float | None, width: int) -> str:
-    return ("-" if value is None else f"{value:.3f}").rjust(width)
-
-
-def _percent(value: float | None, width: int) -> str:
-    return ("-" if value is None else f"{100 * value:.1f}%").rjust(width)
 
 
 class Measured(NamedTuple):
