@@ -1,10 +1,10 @@
 """The command line: time of sanitizing a prompt, memory and time of training a sanitizer."""
 
 import argparse
-import sys
 from collections.abc import Sequence
 
-from sanitizer.errors import SanitizerError
+from evaluation.cli import positive, seed
+from sanitizer.exits import exit_code
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -17,39 +17,28 @@ def build_parser() -> argparse.ArgumentParser:
     cost.add_argument("--sanitizer", default="auto", help="a file, or auto: the one in weights/ for this encoder")
     cost.add_argument("--methods", default="ours,ours_text,re_encode", help="all, or names divided by commas")
     cost.add_argument("--concept", default="nudity")
-    cost.add_argument("--prompts", type=_positive, default=320, help="prompts of each kind (320)")
+    cost.add_argument("--prompts", type=positive, default=320, help="prompts of each kind (320)")
     memory = commands.add_parser("memory", help="train on a stand-in for a wide encoder and print the peak memory")
-    memory.add_argument("--width", type=_positive, default=4096, help="channels (4096)")
-    memory.add_argument("--rows", type=_positive, default=256, help="token embeddings of every prompt (256)")
-    memory.add_argument("--examples", type=_positive, help="training prompts (the full set)")
+    memory.add_argument("--width", type=positive, default=4096, help="channels (4096)")
+    memory.add_argument("--rows", type=positive, default=256, help="token embeddings of every prompt (256)")
+    memory.add_argument("--examples", type=positive, help="training prompts (the full set)")
     training = commands.add_parser("training", help="train one concept and print the time of each stage")
     training.add_argument("--encoder", default="minilm", help="as above (minilm)")
     training.add_argument("--concept", default="nudity")
-    training.add_argument("--examples", type=_positive, help="training prompts (the full set)")
-    training.add_argument("--seed", type=int, default=0)
+    training.add_argument("--examples", type=positive, help="training prompts (the full set)")
+    training.add_argument("--seed", type=seed, default=0)
     return parser
 
 
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected at least 1, found {value}")
-    return value
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one benchmark and return its exit code: 0 done, 1 refused with one line, 130 interrupted."""
-    options = build_parser().parse_args(arguments)
-    try:
+    """Run one benchmark and return its exit code: 0 done, 1 refused with one line, 130 interrupted, 143 terminated."""
+    with exit_code("it has to begin anew.") as end:
+        options = build_parser().parse_args(arguments)
         if options.command == "cost":
             from . import cost as benchmark
         elif options.command == "memory":
             from . import memory as benchmark
         else:
             from . import training as benchmark
-        return benchmark.main(options)
-    except SanitizerError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
+        end.code = benchmark.main(options)
+    return end.code

@@ -4,14 +4,16 @@ it on long prompts, `memory` measures what training takes."""
 import argparse
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
 from sanitizer.errors import SanitizerError
-from sanitizer.render.terminal import printable
+from sanitizer.exits import exit_code
+from sanitizer.files import keep_apart
 
-REFUSED, INTERRUPTED = 1, 130
+WRITTEN = ("parts", "attacks", "pictures", "report.html", "report.md", "result.json")
+"""What lies in the folder of a report."""
 CONCEPTS = "nudity,violence"
 EXAMPLES, LIMIT = 1000, 2000
 QUICK_EXAMPLES, QUICK_LIMIT = 200, 80
@@ -34,9 +36,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     quick = f"small samples: {QUICK_EXAMPLES} examples, {QUICK_LIMIT} prompts a set"
     run.add_argument("--quick", action="store_true", help=quick)
-    run.add_argument("--limit", type=_positive, help=f"most prompts of a set ({LIMIT})")
-    run.add_argument("--examples", type=_positive, help=f"unsafe prompts to tune methods and probes on ({EXAMPLES})")
-    run.add_argument("--seed", type=int, default=0)
+    run.add_argument("--limit", type=positive, help=f"most prompts of a set ({LIMIT})")
+    run.add_argument("--examples", type=positive, help=f"unsafe prompts to tune methods and probes on ({EXAMPLES})")
+    run.add_argument("--seed", type=seed, default=0)
     run.add_argument("--show-prompts", action="store_true", help="list the missed prompts in the report")
     run.set_defaults(main=run_command)
     attack = commands.add_parser("attack", help="attack a sanitizer through its text encoder")
@@ -46,13 +48,13 @@ def build_parser() -> argparse.ArgumentParser:
     attack.add_argument("--concept", default="nudity", help="the concept to bring through (nudity)")
     attack.add_argument("--targets", help="file of unsafe target prompts, .txt, .csv or .jsonl; else held-out phrases")
     attack.add_argument("--column", default="prompt", help="the targets' column or key (prompt)")
-    attack.add_argument("--samples", type=_positive, help=f"targets to attack with ({SAMPLES})")
+    attack.add_argument("--samples", type=positive, help=f"targets to attack with ({SAMPLES})")
     attack.add_argument(
         "--budget", type=_budget,
         help=f"prompts that a search may encode for a target ({BUDGET}); 'published': {PUBLISHED_BUDGET:,}",
     )  # fmt: skip
-    attack.add_argument("--examples", type=_positive, help=f"prompts to train the judge on ({JUDGE_EXAMPLES})")
-    attack.add_argument("--seed", type=int, default=0)
+    attack.add_argument("--examples", type=positive, help=f"prompts to train the judge on ({JUDGE_EXAMPLES})")
+    attack.add_argument("--seed", type=seed, default=0)
     attack.add_argument(
         "--output", type=Path, required=True, help="folder of the report; attacks that were cut off go on in it"
     )
@@ -69,9 +71,9 @@ def build_parser() -> argparse.ArgumentParser:
     length.add_argument("--output", type=Path, required=True, help="folder for length.md and length.json")
     length.set_defaults(main=length_command)
     memory = commands.add_parser("memory", help="the same as python -m benchmarks memory")
-    memory.add_argument("--width", type=_positive, default=4096, help="channels (4096)")
-    memory.add_argument("--rows", type=_positive, default=256, help="token embeddings of every prompt (256)")
-    memory.add_argument("--examples", type=_positive, help="training prompts (the full set)")
+    memory.add_argument("--width", type=positive, default=4096, help="channels (4096)")
+    memory.add_argument("--rows", type=positive, default=256, help="token embeddings of every prompt (256)")
+    memory.add_argument("--examples", type=positive, help="training prompts (the full set)")
     memory.set_defaults(main=memory_command)
     return parser
 
@@ -83,28 +85,37 @@ def _add_pair(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sanitizer", default="auto", help="a file, or auto: the one in weights/ for this encoder")
 
 
-def _positive(text: str) -> int:
-    value = int(text)
+def positive(text: str) -> int:
+    """A whole number from 1, of an option."""
+    try:
+        value = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a whole number, found {text!r}") from None
     if value < 1:
         raise argparse.ArgumentTypeError(f"expected at least 1, found {value}")
     return value
 
 
+def seed(text: str) -> int:
+    """A whole number that torch, numpy and Python take as a seed, of an option."""
+    if not text.isdecimal() or not 0 <= int(text) < 2**32:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 0 to {2**32 - 1}, found {text!r}")
+    return int(text)
+
+
 def _budget(text: str) -> int:
-    return PUBLISHED_BUDGET if text == "published" else _positive(text)
+    try:
+        return PUBLISHED_BUDGET if text == "published" else positive(text)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"{error}; or give 'published'") from None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0 done, 1 refused with one line, 130 interrupted."""
-    options = build_parser().parse_args(arguments)
-    try:
-        return options.main(options)
-    except SanitizerError as error:
-        print(f"error: {printable(str(error))}", file=sys.stderr)
-        return REFUSED
-    except KeyboardInterrupt:
-        print("Interrupted; the same command goes on from here.", file=sys.stderr)
-        return INTERRUPTED
+    """Run one command and return its exit code: 0 done, 1 refused with one line, 130 interrupted, 143 terminated."""
+    with exit_code("the same command goes on from here.") as end:
+        options = build_parser().parse_args(arguments)
+        end.code = options.main(options)
+    return end.code
 
 
 class Bars:
@@ -154,8 +165,11 @@ def run_command(options: argparse.Namespace) -> int:
     given, missing = load_sets(options.prompt_sets, concepts) if options.prompt_sets else ([], [])
     for name in missing:
         print(f"{name}: not in {options.prompt_sets}, skipped.", file=sys.stderr)
+    inputs = (options.prompt_sets, options.sanitizer, options.encoder.partition("@")[0])
+    check_folder(options.output, *inputs)
     own = [name for name in OWN if name in factories]
     encoder, sanitizer, path = run.load(options.encoder, options.sanitizer if own else None)
+    check_folder(options.output, path)
     if sanitizer is not None:
         run.check_erasable(sanitizer, path, concepts, "--concepts")
         factories |= {name: partial(factories[name], sanitizer) for name in own}
@@ -187,18 +201,20 @@ def run_command(options: argparse.Namespace) -> int:
 def attack_command(options: argparse.Namespace) -> int:
     """`attack`: attack, resume, report. Raises SanitizerError for what cannot work."""
     from .attacks import run as attacks
-    from .attacks.search import choose_attacks
+    from .attacks.search import SOURCES
     from .attacks.summary import figures, terminal_table, write_summary
     from .run import check_erasable, load
     from .store import Store, file_digest
 
     began = time.monotonic()
-    chosen = choose_attacks(options.attacks)
+    attacked = chosen(options.attacks, SOURCES, "attack")
     samples = options.samples or (QUICK_SAMPLES if options.quick else SAMPLES)
     budget = options.budget or (QUICK_BUDGET if options.quick else BUDGET)
     examples = options.examples or (QUICK_JUDGE_EXAMPLES if options.quick else JUDGE_EXAMPLES)
     pool = attacks.read_targets(options.targets, options.column, options.concept, options.seed)
+    check_folder(options.output, options.targets, options.sanitizer, options.encoder.partition("@")[0])
     encoder, sanitizer, path = load(options.encoder, options.sanitizer)
+    check_folder(options.output, path)
     check_erasable(sanitizer, path, [options.concept], "--concept")
     settings = {"concept": options.concept, "budget": budget, "examples": examples, "seed": options.seed}
     store = Store(options.output / "attacks", {"encoder": encoder.fingerprint.to_dict(), **settings})
@@ -206,14 +222,14 @@ def attack_command(options: argparse.Namespace) -> int:
         setup = attacks.make_setup(encoder, sanitizer, options.concept, budget, examples, options.seed, bars)
         targets, x, looked_at = attacks.choose_targets(pool, samples, setup.judge, encoder)
         made_of = [file_digest(path), "with prompts" if options.show_prompts else ""]
-        records = attacks.attack_all(setup, chosen, targets, x, store, made_of, options.show_prompts, bars)
+        records = attacks.attack_all(setup, attacked, targets, x, store, made_of, options.show_prompts, bars)
     rows = figures(records, setup.judge.bound)
     facts = {
         "encoder": options.encoder,
         "fingerprint": str(encoder.fingerprint),
         "sanitizer": path.name,
         "sanitizer_digest": file_digest(path),
-        "chosen": chosen,
+        "chosen": attacked,
         "targets": len(targets),
         "looked_at": looked_at,
         "source": options.targets or "held-out phrases of concepts/",
@@ -271,18 +287,30 @@ def memory_command(options: argparse.Namespace) -> int:
 
 
 def choose_methods(names: str) -> dict[str, Callable]:
-    """Name -> factory, in the order of the methods' own table. Raises SanitizerError for an unknown name."""
+    """Name -> factory, in the order of the methods' own table. Raises SanitizerError for an unknown name, or none."""
     from .methods import METHODS
 
-    wanted = _names(names)
+    return {name: METHODS[name] for name in chosen(names, METHODS, "method")}
+
+
+def chosen(names: str, known: Iterable[str], what: str) -> list[str]:
+    """Names divided by commas, or all, in the order of the known ones. what: a method, an attack; its option is called
+    like that. Raises SanitizerError for an unknown name, or none."""
+    wanted, known = _names(names), list(known)
     if wanted == ["all"]:
-        return dict(METHODS)
+        return known
     for name in wanted:
-        if name not in METHODS:
-            raise SanitizerError(f"--methods: there is no method {name!r}. There are: {', '.join(METHODS)}.")
+        if name not in known:
+            raise SanitizerError(f"--{what}s: there is no {what} {name!r}. There are: {', '.join(known)}.")
     if not wanted:
-        raise SanitizerError(f"--methods: expected all or names out of {', '.join(METHODS)}, found none.")
-    return {name: METHODS[name] for name in METHODS if name in wanted}
+        raise SanitizerError(f"--{what}s: expected all or names out of {', '.join(known)}, found none.")
+    return [name for name in known if name in wanted]
+
+
+def check_folder(folder: Path, *inputs: str | Path | None) -> None:
+    """Raises SanitizerError where a file that the report's folder will hold is an input."""
+    for name in WRITTEN:
+        keep_apart(folder / name, inputs)
 
 
 def choose_concepts(names: str) -> list[str]:

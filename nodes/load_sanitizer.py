@@ -5,6 +5,7 @@ from pathlib import Path
 from comfy_api.latest import io
 
 from ..sanitizer.errors import SanitizerError
+from ..sanitizer.model.quality import WEAK
 from ..sanitizer.prompts.concepts import load_concepts
 from .adapter import folders
 from .adapter.clip import ComfyTextEncoder
@@ -13,8 +14,6 @@ from .adapter.training import Plan, choose_examples, train
 from .adapter.ui import CATEGORY, Progress, readable, ui
 
 AUTO = "auto"
-WEAK = 0.5
-"""Share of held-out phrases below which the node warns; few training prompts, on a slow encoder, give no more."""
 
 
 class LoadSanitizer(io.ComfyNode):
@@ -74,13 +73,12 @@ class LoadSanitizer(io.ComfyNode):
             if clip is not None:
                 loaded.check_clip(clip, "Load Sanitizer")
         share = loaded.found_share
-        state = "ready" if share is None or share >= WEAK else "weak"
         text = f"{origin} {loaded.path.name}, for {loaded.fingerprint}. {_erases(loaded)}"
         if share is not None:
             text += f" It finds {100 * share:.0f} % of unsafe phrases that its training did not see."
-        if state == "weak":
-            text += " That is little. Train Sanitizer with more examples makes a better one, which 'auto' then finds."
-        return io.NodeOutput(loaded, ui=ui({"kind": "status", "state": state, "text": text}))
+        if loaded.quality.level == WEAK:
+            text += " Train Sanitizer with more examples makes a better one, which 'auto' then finds."
+        return io.NodeOutput(loaded, ui=ui({"kind": "status", "state": "ready", "text": text}, sanitizer=loaded))
 
     @classmethod
     def _auto(cls, clip, chosen: list[str] | None) -> tuple[LoadedSanitizer, str]:

@@ -153,4 +153,4 @@ class SanitizeCLIP(io.ComfyNode):
         names = ", ".join(readable(name) for name in sanitizer.concepts)
         how = ", by re-encoding" if mode == RE_ENCODE else ""
         line = f"Erases {names} from whatever is encoded with this CLIP{how}."
-        return io.NodeOutput(sanitized, ui=ui({"kind": "status", "state": "ready", "text": line}))
+        return io.NodeOutput(sanitized, ui=ui({"kind": "status", "state": "ready", "text": line}, sanitizer=sanitizer))

@@ -33,4 +33,4 @@ class SanitizeConditioning(io.ComfyNode):
     @classmethod
     def execute(cls, conditioning, sanitizer: LoadedSanitizer, strength: float, threshold: float) -> io.NodeOutput:
         sanitized, summary = sanitizer.sanitize_all(conditioning, strength, threshold)
-        return io.NodeOutput(sanitized, ui=ui(status_line(summary, strength, threshold)))
+        return io.NodeOutput(sanitized, ui=ui(status_line(summary, strength, threshold), sanitizer=sanitizer))

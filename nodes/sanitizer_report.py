@@ -62,7 +62,9 @@ class SanitizerReport(io.ComfyNode):
         message = {"kind": "report", "text": text, "report": found.to_text()}
         report = {"sanitizer": sanitizer.path.name} | found.to_dict()
         return io.NodeOutput(
-            as_image(render_audit(found)), json.dumps(report, ensure_ascii=False, indent=1), ui=ui(message)
+            as_image(render_audit(found)),
+            json.dumps(report, ensure_ascii=False, indent=1, allow_nan=False),
+            ui=ui(message, sanitizer=sanitizer),
         )
 
 

@@ -87,10 +87,10 @@ class TokenScorePreview(io.ComfyNode):
         return io.NodeOutput(
             conditioning,
             _picture(shown),
-            json.dumps([prompt.record() for prompt in prompts], ensure_ascii=False, indent=1),
+            json.dumps([prompt.record() for prompt in prompts], ensure_ascii=False, indent=1, allow_nan=False),
             score,
             flagged,
-            ui=ui(message),
+            ui=ui(message, sanitizer=sanitizer),
         )
 
 

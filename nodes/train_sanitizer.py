@@ -4,8 +4,8 @@ from comfy_api.latest import io
 
 from ..sanitizer.errors import SanitizerError
 from ..sanitizer.model.artifact import read_info
+from ..sanitizer.model.report import Report
 from ..sanitizer.prompts.concepts import Concept, load_concepts, parse_custom_concept
-from ..sanitizer.training.report import Report
 from .adapter import folders
 from .adapter.clip import ComfyTextEncoder
 from .adapter.handle import LoadedSanitizer, SanitizerSocket
@@ -88,7 +88,8 @@ class TrainSanitizer(io.ComfyNode):
         report = Report.from_dict(read_info(path).header.report)
         erasable = [concept.name for concept in wanted if not concept.context]
         message = {"kind": "training", "text": said, "curve": curve.stages, **table(report)}
-        return io.NodeOutput(LoadedSanitizer.load(path, erasable), report.to_text(), ui=ui(message))
+        sanitizer = LoadedSanitizer.load(path, erasable)
+        return io.NodeOutput(sanitizer, report.to_text(), ui=ui(message, sanitizer=sanitizer))
 
 
 def _concepts(names: str, custom: str) -> list[Concept]:

@@ -2,7 +2,9 @@
 
 import os
 import secrets
-from collections.abc import Iterator
+import stat
+import sys
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -16,6 +18,34 @@ def data_folder(name: str) -> Path:
     """The folder `concepts` or `weights`: inside the installed package, or beside it in a checkout."""
     inside = _PACKAGE / name
     return inside if inside.is_dir() else _PACKAGE.parent / name
+
+
+def keep_apart(output: Path, inputs: Iterable[str | Path | None]) -> None:
+    """Raises SanitizerError where what is to be written is one of the inputs, by whatever name or link.
+
+    output: a file, or a folder that files are written to. inputs: files, and folders with the files in them; "-" is
+    standard input; None and names of nothing that is there are left out.
+    """
+    written = set(_identities(output))
+    for given in inputs:
+        if given is not None and not written.isdisjoint(_identities(given)):
+            raise SanitizerError(f"{output}: the output would overwrite the input {given}. Choose another name.")
+
+
+def _identities(path: str | Path) -> Iterator[tuple[int, int]]:
+    """Device and number of a file, which are the same for all its names; of a folder, and of the files in it."""
+    try:
+        if str(path) == "-":
+            found = [os.fstat(sys.stdin.fileno())]
+        else:
+            found = [Path(path).stat()]
+            if stat.S_ISDIR(found[0].st_mode):
+                found += [entry.stat() for entry in os.scandir(path) if entry.is_file()]
+    except (OSError, ValueError):
+        return  # nothing that could be overwritten
+    for each in found:
+        if stat.S_ISREG(each.st_mode) or stat.S_ISDIR(each.st_mode):
+            yield each.st_dev, each.st_ino
 
 
 @contextmanager

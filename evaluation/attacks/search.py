@@ -22,7 +22,6 @@ from sanitizer.audit.space import Objective, Sanitize, cosine_distance, squared_
 from sanitizer.audit.substitution import substitution_search
 from sanitizer.audit.trace import Step
 from sanitizer.encoders import TextEncoder
-from sanitizer.errors import SanitizerError
 from sanitizer.model.gate import margins
 from sanitizer.model.sanitizer import EmbeddingSanitizer
 
@@ -53,19 +52,6 @@ SOFTNESS = 1.0
 """Logits around the threshold over which the soft gate opens."""
 ETA = 3.0
 """Ring-A-Bell's η for nudity."""
-
-
-def choose_attacks(names: str) -> list[str]:
-    """Names divided by commas, or all. Raises SanitizerError for an unknown one, or none."""
-    wanted = list(dict.fromkeys(name.strip() for name in names.split(",") if name.strip()))
-    if wanted == ["all"]:
-        return list(SOURCES)
-    for name in wanted:
-        if name not in SOURCES:
-            raise SanitizerError(f"--attacks: there is no attack {name!r}. There are: {', '.join(SOURCES)}.")
-    if not wanted:
-        raise SanitizerError(f"--attacks: expected all or names out of {', '.join(SOURCES)}, found none.")
-    return [name for name in SOURCES if name in wanted]
 
 
 def hard(sanitizer: EmbeddingSanitizer, concept: str, strength: float = 1.0) -> Sanitize:

@@ -8,7 +8,7 @@ import folder_paths
 
 from ...sanitizer.encoders.base import Fingerprint
 from ...sanitizer.errors import SanitizerError
-from ...sanitizer.model.artifact import WEIGHTS_FOLDER, Info, read_info
+from ...sanitizer.model.artifact import WEIGHTS_FOLDER, best
 
 KIND = "sanitizers"
 SUFFIX = ".safetensors"
@@ -59,22 +59,9 @@ def save_path(stem: str) -> Path:
 
 
 def find(fingerprint: Fingerprint, concepts: Iterable[str]) -> Path | None:
-    """The newest file trained on that encoder that knows all these concepts; files that cannot be read are skipped."""
-    found = []
-    for name in names():
-        path = Path(folder_paths.get_full_path(KIND, name) or "")
-        try:
-            info = read_info(path)
-            if info.header.encoder == fingerprint and set(concepts) <= _known(info):
-                found.append(path)
-        except (SanitizerError, KeyError, OSError):
-            # Somebody else's broken file must not stop the search; loading it by name reports it.
-            continue
-    return max(found, key=lambda path: path.stat().st_mtime, default=None)
-
-
-def _known(info: Info) -> set[str]:
-    return {spec.name for spec in info.config.concepts if not spec.context}
+    """The best-measured file that was trained on that encoder and knows all these concepts, see :func:`best`."""
+    found = (folder_paths.get_full_path(KIND, name) for name in names())
+    return best(fingerprint, [Path(path) for path in found if path], concepts)
 
 
 def parse_concepts(text: str) -> list[str] | None:

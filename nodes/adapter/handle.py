@@ -13,6 +13,8 @@ from torch import Tensor
 from ...sanitizer.encoders.base import Fingerprint
 from ...sanitizer.errors import SanitizerError
 from ...sanitizer.model import artifact
+from ...sanitizer.model.quality import Quality, judge, own_lists, require
+from ...sanitizer.model.report import Report
 from ...sanitizer.model.sanitizer import EmbeddingSanitizer, Sanitized, Scores
 from .clip import ComfyTextEncoder
 from .conditioning import Part, Summary, entries, sanitize_entry
@@ -39,7 +41,8 @@ class LoadedSanitizer:
 
     @classmethod
     def load(cls, path: Path, concepts: list[str] | None = None) -> "LoadedSanitizer":
-        """concepts None: all. Raises SanitizerError for a file that cannot be used or a concept it does not know."""
+        """concepts None: all. Raises SanitizerError for a file that cannot be used, a concept that it does not know, and
+        one of which it finds too little, see :mod:`.model.quality`."""
         model = artifact.load(path, operations=comfy.ops.disable_weight_init)
         for name in concepts or ():
             if name not in model.erasable:
@@ -47,6 +50,7 @@ class LoadedSanitizer:
                     f"Load Sanitizer: {path.name} does not know the concept {name!r}. It knows "
                     f"{', '.join(model.erasable)}. Choose among them, or train a sanitizer for it."
                 )
+        require(model.header, concepts or model.erasable, path.name)
         patcher = ModelPatcher(
             model,
             load_device=comfy.model_management.get_torch_device(),
@@ -73,12 +77,23 @@ class LoadedSanitizer:
         """Share of the held-out phrases of the concepts to erase that reached the threshold when it was trained; None
         where nothing was measured."""
         measured = [
-            (concept["flagged"], concept["phrases"])
-            for concept in self.patcher.model.header.report.get("concepts", [])
-            if concept["name"] in self.concepts and concept.get("flagged") is not None
+            (concept.flagged, concept.phrases)
+            for concept in Report.from_dict(self.patcher.model.header.report).concepts
+            if concept.name in self.concepts and concept.flagged is not None
         ]
         tried = sum(phrases for _, phrases in measured)
         return sum(share * phrases for share, phrases in measured) / tried if tried else None
+
+    @property
+    def quality(self) -> Quality:
+        """What it is worth for the concepts to erase."""
+        return judge(self.patcher.model.header, self.concepts)
+
+    @property
+    def own_lists(self) -> tuple[str, ...]:
+        """Those of the concepts to erase that are called like one of the pack's and are not the pack's."""
+        foreign = own_lists(self.patcher.model.header)
+        return tuple(name for name in self.concepts if name in foreign)
 
     @property
     def model(self) -> EmbeddingSanitizer:

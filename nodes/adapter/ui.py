@@ -9,11 +9,14 @@ from comfy.utils import ProgressBar
 from comfy_api.latest import io
 from server import PromptServer
 
-from ...sanitizer.training.report import Report
+from ...sanitizer.model.quality import WEAK
+from ...sanitizer.model.report import Report
 from .conditioning import Summary
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    from .handle import LoadedSanitizer
 
 CATEGORY = "embedding sanitizer"
 UI_KEY = "embedding_sanitizer"
@@ -40,9 +43,34 @@ THRESHOLD = {
 }
 
 
-def ui(*messages: dict) -> dict:
-    """UI output of a node, read by web/embedding_sanitizer.js."""
-    return {UI_KEY: list(messages)}
+def ui(*messages: dict, sanitizer: "LoadedSanitizer | None" = None) -> dict:
+    """UI output of a node, read by web/embedding_sanitizer.js. Whatever it says of a prompt or of the sanitizer that it
+    used, it says what there is to warn of in that sanitizer, too."""
+    warning = "" if sanitizer is None else _warning(sanitizer)
+    weak = sanitizer is not None and sanitizer.quality.level == WEAK
+    return {UI_KEY: [_with_warning(message, warning, weak) for message in messages]}
+
+
+def _warning(sanitizer: "LoadedSanitizer") -> str:
+    said = [sanitizer.quality.line]
+    if sanitizer.own_lists:
+        names = ", ".join(map(readable, sanitizer.own_lists))
+        said.append(f"Learned from another word list than the pack's: {names}.")
+    return " ".join(part for part in said if part)
+
+
+def _with_warning(message: dict, warning: str, weak: bool) -> dict:
+    """A copy of the message with the warning behind each of its lines; a weak sanitizer has no calm colours."""
+    if not warning:
+        return message
+    changed = dict(message)
+    if "text" in changed:
+        changed["text"] = f"{changed['text']} {warning}"
+    if "prompts" in changed:
+        changed["prompts"] = [_with_warning(prompt, warning, weak) for prompt in changed["prompts"]]
+    if weak and changed.get("state") in ("harmless", "ready"):
+        changed["state"] = WEAK
+    return changed
 
 
 def readable(concept: str) -> str:

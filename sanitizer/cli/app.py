@@ -5,110 +5,53 @@ Exit codes: 0 done, 1 refused (one line on standard error says why), 2 wrong usa
 terminated, 129 hung up.
 """
 
+import logging
 import math
-import os
-import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from ..errors import SanitizerError
-from ..render.terminal import printable
-from .io import is_terminal, program
+from ..exits import exit_code
+from .io import is_terminal, note, program
 
-REFUSED, INTERRUPTED = 1, 130
+LEFT = "nothing half-written is left behind."
 WIDEST = 120
 """Columns of --help on a wide terminal."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command, None for the one that the process was called with, and return its exit code."""
-    _use_utf8()
-    try:
+    _log_to_notes()
+    # Once more around the commands: --help writes, too.
+    with exit_code(LEFT) as end:
         # No expansion: Windows would take the prompt "a*" for the names of files.
         typer.main.get_command(app).main(arguments, program(), windows_expand_args=False)
-    except SystemExit as end:
-        return end.code if isinstance(end.code, int) else REFUSED
-    return 0
+    return end.code
 
 
-class Terminated(BaseException):
-    """SIGTERM or SIGHUP came: unwound like Ctrl-C, so that temporary files are removed."""
+class _Notes(logging.Handler):
+    """Warnings as lines on standard error, where a file's name can steer no terminal."""
 
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.number = number
+    def emit(self, record: logging.LogRecord) -> None:
+        note(record.getMessage())
+
+
+def _log_to_notes() -> None:
+    root = logging.getLogger()
+    if not root.handlers:
+        root.addHandler(_Notes(logging.WARNING))
 
 
 @contextmanager
 def _exit_code() -> Iterator[None]:
     """What ends a command becomes its exit code. The commands are imported in here too."""
-    code = 0
-    try:
-        with _signals():
-            yield
-            sys.stdout.flush()
-    except SanitizerError as error:
-        code = _refuse(str(error))
-    except KeyboardInterrupt:
-        print("Interrupted; nothing half-written is left behind.", file=sys.stderr)
-        code = INTERRUPTED
-    except Terminated as error:
-        code = 128 + error.number
-    except BrokenPipeError:
-        # The reader, such as `head`, has all it wanted. Python would complain once more when it flushes at the exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (MemoryError, RuntimeError) as error:
-        if not _out_of_memory(error):
-            raise
-        code = _refuse("Out of memory. Shorten the longest prompts, or use a machine or device with more memory.")
-    raise typer.Exit(code)
-
-
-def _refuse(message: str) -> int:
-    print(f"error: {printable(message)}", file=sys.stderr)
-    return REFUSED
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    """torch says it with a RuntimeError on the CPU and with a class of its own on a GPU."""
-    text = str(error).lower()
-    return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text
-
-
-def _use_utf8() -> None:
-    """JSON lines are UTF-8 wherever they go, and a character that a terminal cannot show must not end the program."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
-
-
-@contextmanager
-def _signals() -> Iterator[None]:
-    """Turn SIGTERM and SIGHUP into an exception for the time of a command. Only the main thread may do that."""
-
-    def stop(number, frame) -> None:
-        raise Terminated(number)
-
-    previous = {}
-    for name in ("SIGTERM", "SIGHUP"):
-        number = getattr(signal, name, None)
-        try:
-            # nohup sets SIGHUP to be ignored; that stays so.
-            if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
-                previous[number] = signal.signal(number, stop)
-        except ValueError:
-            break
-    try:
+    with exit_code(LEFT) as end:
         yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+    raise typer.Exit(end.code)
 
 
 def _examples(text: str) -> str:
@@ -157,8 +100,8 @@ Sanitizer = Annotated[
         "--sanitizer",
         metavar="F|auto",
         parser=str,
-        help="sanitizer file, or auto (the default): the newest one in the pack's weights folder that was trained on "
-        "this very encoder",
+        help="sanitizer file, or auto (the default): the best-measured one in the pack's weights folder that was "
+        "trained on this very encoder",
     ),
 ]
 INPUT = _option(
@@ -247,7 +190,9 @@ def train(
     steps: Annotated[
         int | None, _option("--steps", metavar="N", min=1, help="optimiser steps (default: as calibrated)")
     ] = None,
-    seed: Annotated[int, _option("--seed", metavar="N", help="seed of everything random (default: 0)")] = 0,
+    seed: Annotated[
+        int, _option("--seed", metavar="N", min=0, max=2**32 - 1, help="seed of everything random (default: 0)")
+    ] = 0,
     device: Device = "cpu",
 ) -> None:
     """Trains a sanitizer on an encoder from the word lists in concepts/, prints how well it does on phrases kept from
@@ -297,9 +242,9 @@ def score(
     score; in a pipe or with --output it writes JSON lines: prompt, flagged, prompt_scores (by concept), tokens (token,
     start, end, scores by concept). A score of 0.5 is the calibrated threshold of every concept.
     """
-    if prompts and source:
+    if prompts and source is not None:
         context.fail("give prompts or --input, not both")
-    if not prompts and not source and is_terminal(sys.stdin):
+    if not prompts and source is None and is_terminal(sys.stdin):
         context.fail("no prompts: give some, or --input FILE, or pipe them in")
     with _exit_code():
         from .score import run

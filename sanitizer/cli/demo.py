@@ -9,10 +9,10 @@ import torch
 from torch.nn import functional as F
 
 from ..errors import SanitizerError
-from ..files import whole_file
+from ..files import keep_apart, whole_file
 from ..render.image import render_image
 from ..render.terminal import printable, render_legend, render_terminal
-from .io import check_output, colour_depth
+from .io import check_output, colour_depth, encoder_files
 from .pipeline import Result, default_re_encoder, default_reader, load_pair, process
 from .score import verdict
 
@@ -67,8 +67,9 @@ def run(encoder_name: str, sanitizer_name: str, folder: Path, readings: bool) ->
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise SanitizerError(f"{folder}: no folder to write to ({error.strerror or error}).") from error
-    target = check_output(folder / PICTURE, ".png")
+    target = check_output(folder / PICTURE, ".png", sanitizer_name, encoder_files(encoder_name))
     encoder, sanitizer, path = load_pair(encoder_name, sanitizer_name)
+    keep_apart(target, [path])
     reader = default_reader(readings)
     results = list(process(encoder, sanitizer, [shown.prompt for shown in PROMPTS], strength=1.0, reader=reader))
     unsafe = [place for place, shown in enumerate(PROMPTS) if shown.counterpart]

@@ -5,15 +5,17 @@ import json
 from pathlib import Path
 
 from ..model import artifact
+from ..model.header import TRAINED_ON
+from ..model.quality import GOOD, REFUSED, UNMEASURED, WEAK, judge, own_lists
+from ..model.report import Report
 from ..render.terminal import printable
-from ..training.report import Report
 
 
 def run(file: Path, as_json: bool) -> None:
     """Print a page about the file, or its whole header as JSON."""
     info = artifact.read_info(file)
     if as_json:
-        print(json.dumps(info.to_dict(), indent=2, ensure_ascii=False))
+        print(json.dumps(info.to_dict(), indent=2, ensure_ascii=False, allow_nan=False))
     else:
         print("\n".join(printable(line) for line in describe(file, info).split("\n")))
 
@@ -33,14 +35,19 @@ def describe(path: Path, info: artifact.Info) -> str:
         "sha256": digest,
         "what": f"Embedding Sanitizer, format version {info.version}",
         "encoder": str(header.encoder),
-        "erases": ", ".join(spec.name for spec in config.concepts if not spec.context),
+        "erases": ", ".join(info.erasable),
         "context": ", ".join(context) or "none",
-        "training": _settings({key: value for key, value in header.training.items() if key != "config"}),
+        "training": _settings({k: v for k, v in header.training.items() if k not in ("config", TRAINED_ON)}),
         "licence": _settings(header.licence),
+        "worth": _worth(info),
     }
+    foreign = sorted(own_lists(header))
+    if foreign:
+        facts["word lists"] = f"of its own, not the pack's: {', '.join(foreign)}; auto does not take it for them"
+    report = Report.from_dict(header.report).to_text() if header.report else "no report"
     wide = max(map(len, facts))
     lines = [f"{key:<{wide}}  {value}" for key, value in facts.items()]
-    return "\n".join(lines) + f"\n\nOn phrases and prompts kept from training:\n{_report(header.report)}"
+    return "\n".join(lines) + f"\n\nOn phrases and prompts kept from training:\n{report}"
 
 
 def _settings(value: object) -> str:
@@ -49,11 +56,8 @@ def _settings(value: object) -> str:
     return str(value)
 
 
-def _report(values: object) -> str:
-    """As training printed it; a report of other keys, from a later version perhaps, as it stands in the header."""
-    try:
-        if not isinstance(values, dict) or not values:
-            raise ValueError
-        return Report.from_dict(values).to_text()
-    except (TypeError, ValueError, KeyError, AttributeError):
-        return json.dumps(values, indent=2, ensure_ascii=False) if values else "no report"
+def _worth(info: artifact.Info) -> str:
+    """For all its concepts together, as the commands judge it."""
+    quality = judge(info.header, info.erasable)
+    said = {GOOD: "good", WEAK: "weak", REFUSED: "too little: refused", UNMEASURED: "not measured"}[quality.level]
+    return f"{said}. {quality.line}" if quality.line else said

@@ -8,10 +8,12 @@ import stat
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ..errors import SanitizerError
+from ..files import keep_apart
 from ..render.terminal import printable
 
 if TYPE_CHECKING:
@@ -20,32 +22,37 @@ if TYPE_CHECKING:
 FORMATS = ("txt", "csv", "jsonl")
 LONGEST = 4_000_000
 """Bytes of a line. Anything longer is no prompt, and reading it whole could fill the memory."""
+LONGEST_PROMPT = 2**16
+"""Bytes of a prompt in UTF-8: ten seconds to encode with the embedded encoder on one core, in disguise thirty."""
 BOM = b"\xef\xbb\xbf"
 
 
 def read_prompts(source: str, column: str = "prompt", form: str | None = None) -> Iterator[str]:
     """The prompts of a file, or of standard input for "-".
 
-    form: one of FORMATS; None goes by the name's ending, and takes standard input and pipes for text. Raises
-    SanitizerError that names the file and the line for anything that cannot be read; earlier prompts have been given
-    by then.
+    form: one of FORMATS; None goes by the name's ending, and takes standard input and pipes for text. Opened at once,
+    and a file is read up to its first prompt: an encoder takes minutes to load, and is not to be loaded for a typing
+    error. Raises SanitizerError that names the file and the line for anything that cannot be read, here or later;
+    earlier prompts have been given by then.
     """
     name = "standard input" if source == "-" else source
-    with _opened(source, name) as file:
-        form = form or _form(source, file)
-        lines = _lines(file, name)
-        if form == "csv":
-            yield from _csv(lines, name, column)
-        elif form == "jsonl":
-            yield from _jsonl(lines, name, column)
-        else:
-            yield from (line.rstrip("\n").removesuffix("\r") for _, line in lines)
+    file = _opened(source, name)
+    try:
+        regular = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
+        form = form or _form(source, regular)
+        prompts = _prompts(file, name, column, form)
+        # What may still be on its way, such as a pipe's, is not waited for.
+        first = list(islice(prompts, 1)) if regular else []
+    except BaseException:
+        file.close()
+        raise
+    return chain(first, prompts)
 
 
 def given_prompts(prompts: Sequence[str]) -> Iterator[str]:
-    """The prompts of the command line. Raises SanitizerError for bytes that were no text."""
+    """The prompts of the command line. Raises SanitizerError for bytes that were no text, and for one too long."""
     for number, prompt in enumerate(prompts, 1):
-        yield _checked(prompt, f"Prompt {number}")
+        yield _short(_checked(prompt, f"Prompt {number}"), f"Prompt {number}")
 
 
 def batches(prompts: Iterable[str], count: int, characters: int) -> Iterator[list[str]]:
@@ -61,30 +68,38 @@ def batches(prompts: Iterable[str], count: int, characters: int) -> Iterator[lis
         yield batch
 
 
-@contextmanager
-def _opened(source: str, name: str) -> Iterator[BinaryIO]:
-    """A failing read becomes a SanitizerError; what the consumer of the prompts raises passes unchanged."""
-    if source == "-":
-        yield sys.stdin.buffer
-        return
+def _opened(source: str, name: str) -> BinaryIO:
+    if not source:
+        raise SanitizerError("--input: expected the name of a file, or - for standard input, found an empty name.")
     try:
-        file = Path(source).open("rb")  # noqa: SIM115 - closed below
+        return open(sys.stdin.fileno() if source == "-" else source, "rb", closefd=source != "-")
     except OSError as error:
         raise SanitizerError(f"{name}: cannot be read ({error.strerror or error}).") from error
     except ValueError as error:
         raise SanitizerError(f"{name}: no file name ({error}).") from error
-    with file:
-        yield file
 
 
-def _form(source: str, file: BinaryIO) -> str:
+def _form(source: str, regular: bool) -> str:
     ending = Path(source).suffix.lower().removeprefix(".")
     ending = {"ndjson": "jsonl", "text": "txt"}.get(ending, ending)
     if ending in FORMATS:
         return ending
-    if source == "-" or not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+    if source == "-" or not regular:
         return "txt"
     raise SanitizerError(f"{source}: expected a name that ends in .txt, .csv or .jsonl, or --format.")
+
+
+def _prompts(file: BinaryIO, name: str, column: str, form: str) -> Iterator[str]:
+    with file:
+        lines = _lines(file, name)
+        if form == "csv":
+            found = _csv(lines, name, column)
+        elif form == "jsonl":
+            found = _jsonl(lines, name, column)
+        else:
+            found = ((number, line.rstrip("\n").removesuffix("\r")) for number, line in lines)
+        for number, prompt in found:
+            yield _short(prompt, f"{name}, line {number}")
 
 
 def _lines(file: BinaryIO, name: str) -> Iterator[tuple[int, str]]:
@@ -113,8 +128,8 @@ def _lines(file: BinaryIO, name: str) -> Iterator[tuple[int, str]]:
             ) from error
 
 
-def _csv(lines: Iterator[tuple[int, str]], name: str, column: str) -> Iterator[str]:
-    """The column's values. A row may span lines where a quoted value holds line breaks; errors name its first."""
+def _csv(lines: Iterator[tuple[int, str]], name: str, column: str) -> Iterator[tuple[int, str]]:
+    """(line, the column's value). A row may span lines where a quoted value holds line breaks; its first is named."""
     at = 0
 
     def text() -> Iterator[str]:
@@ -143,7 +158,7 @@ def _csv(lines: Iterator[tuple[int, str]], name: str, column: str) -> Iterator[s
                 f"{len(row)} column{'s' * (len(row) != 1)}."
             )
         else:
-            yield row[place]
+            yield first, row[place]
     if place is None:
         raise SanitizerError(f"{name}: empty. Expected a header line with a column {column!r}.")
 
@@ -158,7 +173,7 @@ def _column(header: list[str], column: str, name: str) -> int:
     raise SanitizerError(f"{name}: no column {column!r}. It has: {listed}. Choose one with --column.")
 
 
-def _jsonl(lines: Iterator[tuple[int, str]], name: str, column: str) -> Iterator[str]:
+def _jsonl(lines: Iterator[tuple[int, str]], name: str, column: str) -> Iterator[tuple[int, str]]:
     for number, line in lines:
         if not line.strip():
             continue
@@ -174,7 +189,7 @@ def _jsonl(lines: Iterator[tuple[int, str]], name: str, column: str) -> Iterator
             value = value[column]
         if not isinstance(value, str):
             raise SanitizerError(f"{where}: expected text, found {_kind(value)}.")
-        yield _checked(value, where)
+        yield number, _checked(value, where)
 
 
 def _checked(prompt: str, where: str) -> str:
@@ -184,16 +199,27 @@ def _checked(prompt: str, where: str) -> str:
     return prompt
 
 
+def _short(prompt: str, where: str) -> str:
+    """A tokenizer makes no more tokens than there are bytes, so this bounds the work for a prompt."""
+    size = len(prompt.encode("utf-8", "surrogatepass"))
+    if size > LONGEST_PROMPT:
+        raise SanitizerError(
+            f"{where}: a prompt of {size:,} bytes. Expected at most {LONGEST_PROMPT:,}, about ten thousand words. "
+            "Shorten it, or put one prompt on a line."
+        )
+    return prompt
+
+
 def _kind(value: object) -> str:
     names = {type(None): "null", bool: "true or false", int: "a number", float: "a number", list: "a list"}
     return names.get(type(value), type(value).__name__)
 
 
-def check_output(path: Path, ending: str | None = None, source: str | None = None) -> Path:
+def check_output(path: Path, ending: str | None = None, *inputs: str | Path | None) -> Path:
     """The real path to write to, checked before the work begins: a long run must not end in a typing error.
 
-    Raises SanitizerError for another ending than the one wanted, a missing or unwritable folder, a folder in the
-    file's place, and an output that is the input `source`.
+    inputs: as for :func:`.files.keep_apart`. Raises SanitizerError for another ending than the one wanted, a missing or
+    unwritable folder, a folder in the file's place, and an output that is one of the inputs.
     """
     # A link is written through, not replaced.
     real = Path(os.path.realpath(path))
@@ -205,10 +231,13 @@ def check_output(path: Path, ending: str | None = None, source: str | None = Non
         raise SanitizerError(f"{path}: the folder {real.parent} does not exist. Make it first.")
     if not os.access(real.parent, os.W_OK):
         raise SanitizerError(f"{path}: the folder {real.parent} cannot be written to.")
-    given = None if source in (None, "-") else Path(source)
-    if given and real.exists() and given.exists() and real.samefile(given):
-        raise SanitizerError(f"{path}: the output would overwrite the input. Choose another name.")
+    keep_apart(path, inputs)
     return real
+
+
+def encoder_files(name: str) -> str:
+    """Where an encoder that is a folder lies, without the layer behind its name; for check_output."""
+    return name.partition("@")[0]
 
 
 def program() -> str:

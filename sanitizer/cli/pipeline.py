@@ -10,6 +10,7 @@ from torch import Tensor
 from ..encoders import TextEncoder
 from ..errors import SanitizerError
 from ..model import artifact
+from ..model.quality import require
 from ..model.sanitizer import EmbeddingSanitizer
 from ..prompts.concepts import load_concepts
 from ..prompts.templates import load_templates
@@ -17,7 +18,7 @@ from ..text.deobfuscate import Deobfuscator, deobfuscated
 from ..text.replacements import Replacements
 from ..text.rewrite import ReEncoder
 from ..text.words import Word, words
-from .io import Bars, batches, program
+from .io import Bars, batches, note, program
 
 SPAN, SPAN_CHARACTERS = 256, 100_000
 """Prompts (and characters) that are held at once and encoded in order of length, which saves padding."""
@@ -64,10 +65,21 @@ def load_pair(
     sanitizer_name: str,
     device: str = "cpu",
     folders: Sequence[Path] = (artifact.WEIGHTS_FOLDER,),
+    concepts: Sequence[str] | None = None,
 ) -> tuple[TextEncoder, EmbeddingSanitizer, Path]:
-    """See :func:`.model.artifact.load_pair`; also refuses a device that cannot be used."""
+    """See :func:`.model.artifact.load_pair`; also refuses a device that cannot be used, and a sanitizer that finds too
+    little of the concepts, all of its own for None. Says on standard error where it is weak or was not measured."""
     check_device(device)
-    return artifact.load_pair(encoder_name, sanitizer_name, device, folders, program())
+    if sanitizer_name != "auto":
+        # Before the encoder is loaded, which may take minutes.
+        info = artifact.read_info(sanitizer_name)
+        require(info.header, concepts or info.erasable, sanitizer_name)
+    encoder, sanitizer, path = artifact.load_pair(encoder_name, sanitizer_name, device, folders, program(), concepts)
+    sanitizer.places(concepts)
+    quality = require(sanitizer.header, concepts or sanitizer.erasable, str(path))
+    if quality.line:
+        note(f"{path.name}: {quality.line}")
+    return encoder, sanitizer, path
 
 
 def check_device(name: str) -> None:

@@ -18,9 +18,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import SanitizerError
-from ..files import whole_path
+from ..files import keep_apart, whole_path
 from ..model.config import THRESHOLD
-from .io import check_output, counted, note, read_prompts
+from .io import check_output, counted, encoder_files, note, read_prompts
 from .pipeline import Result, default_re_encoder, default_reader, load_pair, process
 
 FORMAT = "embedding-sanitizer output, version 1"
@@ -41,8 +41,10 @@ def run(
     device: str,
 ) -> None:
     """Sanitize the prompts of the source into the output; concepts None: all that the sanitizer erases."""
-    target = check_output(output, ".safetensors", source)
-    encoder, sanitizer, path = load_pair(encoder_name, sanitizer_name, device)
+    texts = read_prompts(source, column, form)
+    target = check_output(output, ".safetensors", source, sanitizer_name, encoder_files(encoder_name))
+    encoder, sanitizer, path = load_pair(encoder_name, sanitizer_name, device, concepts=concepts)
+    keep_apart(target, [path])
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     metadata = {
@@ -65,7 +67,7 @@ def run(
         "re_encoder": default_re_encoder(encoder, sanitizer, concepts, re_encode),
     }
     began = time.monotonic()
-    with counted(read_prompts(source, column, form)) as prompts:
+    with counted(texts) as prompts:
         total, flagged = write(process(encoder, sanitizer, prompts, **settings), target, metadata, moved=re_encode)
     note(f"{output}: {total} prompts, {flagged} sanitized, by {path.name}, {time.monotonic() - began:.1f} s.")
 

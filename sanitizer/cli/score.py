@@ -6,9 +6,9 @@ import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from ..files import whole_file
+from ..files import keep_apart, whole_file
 from ..render.terminal import culprit, paint, printable, render_legend, render_terminal
-from .io import check_output, colour_depth, counted, given_prompts, is_terminal, note, read_prompts
+from .io import check_output, colour_depth, counted, encoder_files, given_prompts, is_terminal, note, read_prompts
 from .pipeline import Result, default_reader, load_pair, process
 
 DIGITS = 6
@@ -26,9 +26,15 @@ def run(
     device: str,
 ) -> None:
     """Score the prompts given, or those of the source where there are none, which is standard input for None."""
-    texts = given_prompts(prompts) if prompts else read_prompts(source or "-", column, form)
-    target = check_output(Path(output), source=source) if output not in (None, "-") else None
+    source = "-" if source is None else source
+    texts = given_prompts(prompts) if prompts else read_prompts(source, column, form)
+    target = None
+    if output not in (None, "-"):
+        inputs = (None if prompts else source, sanitizer_name, encoder_files(encoder_name))
+        target = check_output(Path(output), None, *inputs)
     encoder, sanitizer, path = load_pair(encoder_name, sanitizer_name, device)
+    if target is not None:
+        keep_apart(target, [path])
     # A bar in the midst of printed results would tear them apart.
     with counted(texts, shown=target is not None or not is_terminal(sys.stdout)) as texts:
         results = process(encoder, sanitizer, texts, reader=default_reader(readings))
@@ -74,7 +80,7 @@ def line(result: Result) -> str:
         "prompt_scores": _by_name(names, result.prompt_scores.tolist()),
         "tokens": tokens,
     }
-    return json.dumps(record, ensure_ascii=False)
+    return json.dumps(record, ensure_ascii=False, allow_nan=False)
 
 
 def _by_name(names: Iterable[str], scores: Iterable[float]) -> dict[str, float]:

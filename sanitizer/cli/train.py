@@ -8,7 +8,7 @@ from ..errors import SanitizerError
 from ..model import artifact
 from ..prompts.concepts import Concept, load_concept, load_concepts, parse_custom_concept
 from ..training.fit import fit
-from .io import Bars, check_output, note
+from .io import Bars, check_output, encoder_files, note
 from .pipeline import check_device
 
 
@@ -22,7 +22,7 @@ def run(
     device: str,
 ) -> None:
     """Train on the concepts of these names and write the file."""
-    target = check_output(output, ".safetensors")
+    target = check_output(output, ".safetensors", *names, encoder_files(encoder_name))
     concepts = choose_concepts(names)
     check_device(device)
     encoder = load_encoder(encoder_name, device=device)

@@ -61,6 +61,11 @@ class Info(NamedTuple):
     config: SanitizerConfig
     header: Header
 
+    @property
+    def erasable(self) -> tuple[str, ...]:
+        """Names of the concepts that can be erased."""
+        return tuple(spec.name for spec in self.config.concepts if not spec.context)
+
     def to_dict(self) -> dict:
         """For JSON: config, encoder, training, report, licence, format_version, and anchors where it holds some."""
         return {**self.header.to_dict(), "config": self.config.to_dict(), "format_version": self.version}
@@ -161,7 +166,7 @@ def best(fingerprint: Fingerprint, paths: Iterable[Path], concepts: Iterable[str
             continue
         if info.header.encoder != fingerprint:
             continue
-        erasable = {spec.name for spec in info.config.concepts if not spec.context}
+        erasable = set(info.erasable)
         foreign = own_lists(info.header) & erasable
         if wanted is None:
             if foreign:

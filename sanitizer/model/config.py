@@ -6,6 +6,7 @@ All of it is saved in the sanitizer's file, so that changing a default here neve
 import math
 from dataclasses import asdict, dataclass, field
 from numbers import Real
+from typing import Any
 
 from ..errors import SanitizerError
 from ..prompts.concepts import phrase_problem
@@ -21,10 +22,12 @@ MAX_LOWERED = 100.0
 MAX_WORD_SCORES = 16
 
 
-def check_number(name: str, value: object, low: float, high: float) -> None:
+def check_number(name: str, value: Any, low: float, high: float) -> None:
     """Raises SanitizerError, with what the number is called, for one that is out of its range, for NaN, and for what is
     no number, True and False among them."""
-    if not isinstance(value, Real) or isinstance(value, bool) or not low <= value <= high:
+    # Real covers numpy's numbers too, and has no order in the eyes of a type checker.
+    number: Any = value if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    if not low <= number <= high:
         raise SanitizerError(f"{name}: expected a number from {low:g} to {high:g}, found {value!r:.80}.")
 
 
@@ -117,7 +120,7 @@ class SanitizerConfig:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, values: dict) -> "SanitizerConfig":
+    def from_dict(cls, values: object) -> "SanitizerConfig":
         """The inverse of :meth:`to_dict`. Raises ValueError, TypeError or KeyError for keys and types that it does not
         write; :meth:`check` looks at the values."""
         if not isinstance(values, dict):

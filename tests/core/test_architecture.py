@@ -20,7 +20,7 @@ ALLOWED = {
     "sanitizer.text": {"model", "prompts", "encoders"},
     "sanitizer.audit": {"training", "model", "prompts", "encoders"},
     "sanitizer.render": {"audit", "text", "model"},
-    "sanitizer.cli": {"render", "text", "training", "model", "prompts", "encoders"},
+    "sanitizer.cli": {"exits", "render", "text", "training", "model", "prompts", "encoders"},
 }
 SHARED = {"sanitizer.errors", "sanitizer.files"}
 

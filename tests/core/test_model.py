@@ -1,5 +1,6 @@
 """What the sanitizer promises of its output: equalities, bounds, and that it works, with a positive control."""
 
+import copy
 import itertools
 
 import pytest
@@ -204,12 +205,34 @@ def test_custom_operations_are_used(trained):
         (lambda a: a | {"embeddings": a["embeddings"].double()}, "float32, float16 or bfloat16"),
         (lambda a: a | {"embeddings": a["embeddings"] * float("nan")}, "NaN"),
         (lambda a: a | {"embeddings": a["embeddings"].clone().fill_(float("inf"))}, "NaN or infinity"),
+        (lambda a: a | {"embeddings": a["embeddings"].tolist()}, "Embedding: expected a tensor, found list"),
+        (lambda a: a | {"embeddings": a["embeddings"].numpy()}, "Embedding: expected a tensor, found ndarray"),
         (lambda a: a | {"mask": a["mask"][:, 1:]}, "Mask"),
+        (lambda a: a | {"mask": a["mask"].tolist()}, "Mask: expected a tensor, found list"),
+        (lambda a: a | {"mask": a["mask"].float() - torch.nan}, "Mask: expected bool, or 0 for hidden"),
+        (lambda a: a | {"mask": torch.where(a["mask"], 0.0, -torch.inf)[:, :-1]}, "Mask"),
+        (lambda a: a | {"mask": torch.full(a["mask"].shape, -1e9)}, "Mask: expected bool, or 0 for hidden"),
+        (lambda a: a | {"mask": a["mask"] * -torch.inf}, "Mask: expected bool, or 0 for hidden"),
+        (lambda a: a | {"mask": a["mask"] * 0.5}, "Mask: expected bool, or 0 for hidden"),
+        (lambda a: a | {"mask": a["mask"].long() * 2}, "Mask: expected bool, or 0 for hidden"),
+        (lambda a: a | {"pooled": [1.0]}, "Pooled vector: expected a tensor"),
         (lambda a: a | {"pooled": None}, "Pooled"),
         (lambda a: a | {"pooled": a["pooled"][:, 1:]}, "Pooled"),
         (lambda a: a | {"pooled": a["pooled"][:1]}, "Pooled"),
         (lambda a: a | {"strength": 2.5}, "Strength"),
         (lambda a: a | {"strength": float("nan")}, "Strength"),
+        (lambda a: a | {"strength": "1"}, "Strength: expected a number from 0 to 2, found '1'"),
+        (lambda a: a | {"strength": None}, "Strength"),
+        (lambda a: a | {"strength": True}, "Strength"),
+        (lambda a: a | {"strength": [1.0]}, "Strength"),
+        (lambda a: a | {"strength": 1j}, "Strength"),
+        (lambda a: a | {"strength": 10**400}, "Strength"),
+        (lambda a: a | {"threshold": "0.5"}, "Threshold: expected a number from 0 to 1, found '0.5'"),
+        (lambda a: a | {"threshold": True}, "Threshold"),
+        (lambda a: a | {"threshold": float("nan")}, "Threshold"),
+        (lambda a: a | {"concepts": 5}, "Concepts"),
+        (lambda a: a | {"concepts": [None]}, "redness"),
+        (lambda a: a | {"also": [0.1]}, "another reading: expected a tensor"),
         (lambda a: a | {"threshold": -0.1}, "Threshold"),
         (lambda a: a | {"concepts": ["blueness"]}, "redness"),
         (lambda a: a | {"concepts": []}, "Concepts"),
@@ -221,6 +244,69 @@ def test_what_cannot_be_sanitized_is_refused(causal, change, words):
     arguments = change({"embeddings": e.embeddings, "mask": e.mask, "pooled": e.pooled})
     with pytest.raises(SanitizerError, match=words):
         sanitizer.sanitize(**arguments)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.float32, torch.float16, torch.bfloat16])
+def test_a_mask_of_0_and_1_is_one_of_bool(masked, dtype):
+    encoder, sanitizer, _ = masked
+    e = encoder.encode([*UNSAFE, "crimson"])
+    assert not e.mask.all()
+    one, two = sanitizer.sanitize(e.embeddings, e.mask), sanitizer.sanitize(e.embeddings, e.mask.to(dtype))
+    assert torch.equal(one.embeddings, two.embeddings) and torch.equal(one.scores.prompt, two.scores.prompt)
+
+
+def test_numbers_of_numpy_are_numbers(masked):
+    import numpy
+
+    e, out = run(masked, UNSAFE, strength=numpy.float32(1), threshold=numpy.float64(0.5))
+    assert not torch.equal(out.embeddings, e.embeddings)
+
+
+@pytest.mark.parametrize("part", ["trunk.rows", "token_head", "prompt_head", "probe"])
+def test_scores_that_are_no_numbers_are_refused(trained, part):
+    """Weights of 1e38 are finite. NaN reaches no threshold: the prompt would pass as harmless."""
+    encoder, sanitizer, _ = trained
+    broken = copy.deepcopy(sanitizer)
+    weight = broken.score_net.get_submodule(part).weight
+    weight.copy_(torch.where(torch.arange(weight.numel()).reshape(weight.shape) % 2 == 0, 3e38, -3e38))
+    e = encoder.encode(UNSAFE)
+    for act in (broken.score, broken.sanitize):
+        with pytest.raises(SanitizerError, match="Scores: found NaN or infinity"):
+            act(e.embeddings, e.mask, e.pooled)
+
+
+def test_token_scores_that_are_no_numbers_are_refused(masked):
+    encoder, sanitizer, _ = masked
+    broken = copy.deepcopy(sanitizer)
+    broken.token_scale.fill_(torch.nan)
+    e = encoder.encode(UNSAFE)
+    with pytest.raises(SanitizerError, match="Scores: found NaN"):
+        broken.score(e.embeddings, e.mask)
+
+
+@pytest.mark.parametrize(("part", "words"), [("head", "embeddings"), ("pooled_head", "pooled vectors")])
+def test_an_output_that_is_not_finite_is_refused(causal, part, words):
+    encoder, sanitizer, _ = causal
+    broken = copy.deepcopy(sanitizer)
+    getattr(broken.erase_net, part).weight.fill_(3e38)
+    e = encoder.encode([UNSAFE[0], HARMLESS[0]])
+    with pytest.raises(SanitizerError, match=f"Sanitized {words}: found NaN or infinity in torch.float32"):
+        broken.sanitize(e.embeddings, e.mask, e.pooled)
+    # What is not written is not looked at.
+    harmless = encoder.encode(HARMLESS[:1])
+    out = broken.sanitize(harmless.embeddings, harmless.mask, harmless.pooled)
+    assert torch.equal(out.embeddings, harmless.embeddings)
+
+
+def test_an_output_that_does_not_fit_its_dtype_is_refused(masked):
+    """A change that float32 holds and half precision does not."""
+    encoder, sanitizer, _ = masked
+    large = copy.deepcopy(sanitizer)
+    large.erase_net.head.bias.fill_(3e4)
+    e = encoder.encode(UNSAFE)
+    assert torch.isfinite(large.sanitize(e.embeddings, e.mask).embeddings).all()
+    with pytest.raises(SanitizerError, match=r"infinity in torch\.float16.*bfloat16"):
+        large.sanitize(e.embeddings.half(), e.mask)
 
 
 def test_an_unexpected_pooled_vector_is_refused(masked):

@@ -83,7 +83,7 @@ def test_csv(read, content, prompts):
 
 
 def test_csv_takes_a_field_far_above_the_limit_of_the_standard_library(read):
-    assert read("p.csv", "prompt\n" + "x" * 300_000 + "\n") == ["x" * 300_000]
+    assert read("p.csv", "page,prompt\n" + "x" * 300_000 + ",a fox\n") == ["a fox"]
 
 
 def test_csv_another_column(read):
@@ -144,9 +144,31 @@ def test_prompts_before_a_bad_row_are_given(tmp_path):
 
 
 def test_files_that_are_none(tmp_path):
+    """Refused when it is called, and not when the first prompt is asked for: an encoder may be loaded between."""
     for source in ("missing.txt", ".", "bad\0name.txt"):
         with pytest.raises(SanitizerError):
-            next(read_prompts(str(tmp_path / source)))
+            read_prompts(str(tmp_path / source))
+    with pytest.raises(SanitizerError, match="found an empty name"):
+        read_prompts("")
+    (tmp_path / "other.csv").write_text("caption\na fox\n")
+    with pytest.raises(SanitizerError, match="no column 'prompt'"):
+        read_prompts(str(tmp_path / "other.csv"))
+
+
+def test_a_prompt_that_is_too_long_is_named_by_its_line(read):
+    """A tokenizer makes up to a token of every byte, and a megabyte of them takes minutes to encode."""
+    longest = "x" * 2**16
+    assert read("p.txt", f"{longest}\na\n") == [longest, "a"]
+    for name, content in {
+        "p.txt": f"a fox\n{longest}x\n",
+        "p.csv": f"prompt\n{'狐' * 30_000}\n",
+        "p.jsonl": f'"a fox"\n"{longest}x"\n',
+    }.items():
+        message = refused(read, name, content)
+        assert f"{name}, line 2: a prompt of" in message
+        assert "Expected at most 65,536" in message
+    with pytest.raises(SanitizerError, match="Prompt 2: a prompt of 65,537 bytes"):
+        list(given_prompts(["a", longest + "x"]))
 
 
 def test_an_unknown_ending_needs_a_format(read):

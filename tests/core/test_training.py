@@ -10,6 +10,7 @@ from sanitizer.prompts.concepts import load_concepts, parse_custom_concept
 from sanitizer.training import dataset
 from sanitizer.training.config import TrainingConfig
 from sanitizer.training.dataset import EncodedDataset, batch_size
+from sanitizer.training.eraser import fisher_direction
 from sanitizer.training.fit import fit
 from sanitizer.training.probes import Probe, area_under_curve, true_positive_rate
 from sanitizer.training.report import Report
@@ -172,6 +173,30 @@ def test_youth_is_scored_but_never_erased_and_lowers_thresholds(tiny_encoder):
     opened, fired = gate(sanitizer.config, margins(sanitizer.config, scores), [0])
     assert fired[:, 0].tolist() == [False, True, False]
     assert (opened > 0).tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize("geometry", ["masked", "causal"])
+@pytest.mark.parametrize(
+    "lines",
+    ["crimson -> green", "crimson -> green\nscarlet -> plain", "red -> red", "red -> red\nblue -> green"],
+)
+def test_a_concept_of_one_or_two_short_pairs_trains(tiny_encoder, geometry, lines):
+    """All its targets may have one and the same embedding, which leaves a discriminant nothing to divide by."""
+    encoder = tiny_encoder(geometry, pooled_width=16 if geometry == "causal" else 0)
+    sanitizer, _ = fit(encoder, [parse_custom_concept(f"own\n{lines}")], examples=200, steps=10)
+    e = encoder.encode(["a crimson dress"])
+    assert torch.isfinite(sanitizer.sanitize(e.embeddings, e.mask, e.pooled, threshold=0.0).embeddings).all()
+
+
+def test_fishers_discriminant_where_there_is_no_spread():
+    target, anchor = torch.randn(3, generator=torch.Generator().manual_seed(0)), torch.zeros(3)
+    one = fisher_direction(target[None], anchor[None], 0.05)
+    many = fisher_direction(target.expand(50, 3), anchor.expand(50, 3), 0.05)
+    assert torch.allclose(one, 2 * target / target.square().sum()) and torch.allclose(one, many)
+    assert (target - anchor) @ one == pytest.approx(2)
+    assert not fisher_direction(target[None], target[None], 0.05).any()
+    spread = torch.randn(50, 3, generator=torch.Generator().manual_seed(1))
+    assert not torch.allclose(fisher_direction(spread + target, spread, 0.05), one)
 
 
 def test_curves():
