@@ -41,8 +41,8 @@ class LoadedSanitizer:
 
     @classmethod
     def load(cls, path: Path, concepts: list[str] | None = None) -> "LoadedSanitizer":
-        """concepts None: all. Raises SanitizerError for a file that cannot be used, a concept that it does not know, and
-        one of which it finds too little, see :mod:`.model.quality`."""
+        """concepts None: all. Raises SanitizerError for a file that cannot be used, a concept that it does not know,
+        and one of which it finds too little, see :mod:`.model.quality`."""
         model = artifact.load(path, operations=comfy.ops.disable_weight_init)
         for name in concepts or ():
             if name not in model.erasable:

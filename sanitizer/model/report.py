@@ -104,16 +104,16 @@ def _checked(values: object, kind: type, where: str) -> dict[str, Any]:
     """Figures by today's names, each of the type and in the range of its field."""
     if not isinstance(values, Mapping):
         raise ValueError(f"{where}: expected an object, found {type(values).__name__}")
-    known, found = {each.name: str(each.type) for each in fields(kind)}, {}
+    known, found = {each.name: each.type for each in fields(kind)}, {}
     for given, value in values.items():
         name = NAMES_OF_VERSION_1.get(given, given)
         if name not in known:
             raise ValueError(f"{where}: unknown figure {given!r}, perhaps of a newer version")
-        if known[name] == "int":
+        if known[name] is int:
             fits, wanted = type(value) is int and value >= 0, "a whole number from 0"
-        elif known[name] == "float":
+        elif known[name] is float:
             fits, wanted = _finite(value) and value >= 0, "a number from 0"
-        elif known[name] == "float | None":
+        elif known[name] == float | None:
             low = -1 if name.startswith("nearness") else 0
             # Cosines in float32 may lie a little beyond 1.
             fits, wanted = value is None or (_finite(value) and low - 1e-3 <= value <= 1 + 1e-3), f"{low} to 1 or null"

@@ -262,7 +262,7 @@ def test_numbers_of_numpy_are_numbers(masked):
     assert not torch.equal(out.embeddings, e.embeddings)
 
 
-@pytest.mark.parametrize("part", ["trunk.rows", "token_head", "prompt_head", "probe"])
+@pytest.mark.parametrize("part", ["trunk.rows", "prompt_head", "probe"])
 def test_scores_that_are_no_numbers_are_refused(trained, part):
     """Weights of 1e38 are finite. NaN reaches no threshold: the prompt would pass as harmless."""
     encoder, sanitizer, _ = trained
@@ -302,7 +302,7 @@ def test_an_output_that_does_not_fit_its_dtype_is_refused(masked):
     """A change that float32 holds and half precision does not."""
     encoder, sanitizer, _ = masked
     large = copy.deepcopy(sanitizer)
-    large.erase_net.head.bias.fill_(3e4)
+    large.erase_net.head.bias.fill_(1e6)
     e = encoder.encode(UNSAFE)
     assert torch.isfinite(large.sanitize(e.embeddings, e.mask).embeddings).all()
     with pytest.raises(SanitizerError, match=r"infinity in torch\.float16.*bfloat16"):
