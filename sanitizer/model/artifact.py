@@ -275,7 +275,7 @@ def _info(path: Path, metadata: dict | None) -> Info:
         raise
     except KeyError as error:
         raise SanitizerError(f"{path}: damaged header (it lacks {error}). Train or fetch it again.") from error
-    except (TypeError, ValueError, AttributeError, RecursionError) as error:
+    except (TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         # One line, of a length that can be read, whatever the file holds.
         said = " ".join(str(error).split())
         raise SanitizerError(f"{path}: damaged header ({said:.300}). Train or fetch it again.") from error
