@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -167,6 +168,9 @@ def test_the_program_is_named_as_it_was_called(called, name):
         ("train", "--encoder", "m", "--output", "o.safetensors", "--concepts", " ,"),
         ("sanitize", "--encoder", "m", "--input", "p.txt", "--output", "o.safetensors", "--mode", "other"),
         ("score", "--encoder", "m", "--input", "p.txt", "--format", "xml"),
+        ("score", "--encoder", "m", "--input", "", "a prompt"),
+        ("train", "--encoder", "m", "--output", "o.safetensors", "--concepts", "a", "--seed", "-1"),
+        ("train", "--encoder", "m", "--output", "o.safetensors", "--concepts", "a", "--seed", str(2**64)),
     ],
 )
 def test_wrong_usage(arguments):
@@ -233,6 +237,149 @@ def test_refusals_are_one_line(pair, sanitizer, tmp_path):
     name = "no\x1b[31m\nfile.txt"
     err = refused("score", *pair, "--input", tmp_path / name)
     assert "\x1b" not in err
+
+
+@pytest.mark.parametrize("command", ["score", "sanitize"])
+def test_an_input_is_looked_at_before_an_encoder_is_loaded(tmp_path, command):
+    """Here an encoder that is not there: its own refusal would come later."""
+    (tmp_path / "other.csv").write_text("caption\na\n")
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9\n")
+    base = (command, "--encoder", tmp_path / "none", "--output", tmp_path / "o.safetensors", "--input")
+    for source, part in (
+        ("", "found an empty name"),
+        (tmp_path / "missing.txt", "No such file"),
+        (tmp_path, "Is a directory"),
+        (tmp_path / "other.csv", "no column 'prompt'"),
+        (tmp_path / "latin.txt", "no UTF-8"),
+    ):
+        assert part in refused(*base, source)
+    (tmp_path / "p.txt").write_text("a\n")
+    assert "Encoder" in refused(*base, tmp_path / "p.txt")
+
+
+def test_a_prompt_that_is_too_long_is_refused_at_once(pair, tmp_path):
+    source = tmp_path / "p.txt"
+    source.write_text("word " * 200_000)
+    assert "p.txt, line 1: a prompt of 1,000,000 bytes" in refused("score", *pair, "--input", source)
+
+
+def test_no_output_is_an_input(pair, sanitizer, tmp_path):
+    """By its name, another spelling of it, a symbolic link and a hard link."""
+    own = tmp_path / "own.safetensors"
+    own.write_bytes(sanitizer.read_bytes())
+    (tmp_path / "soft.safetensors").symlink_to(own)
+    os.link(own, tmp_path / "hard.safetensors")
+    (tmp_path / "p.txt").write_text("a crimson dress\n")
+    (tmp_path / "folder").mkdir()
+    base = ("--encoder", "minilm", "--sanitizer", own, "--input", tmp_path / "p.txt")
+    for name in ("own", "soft", "hard", "folder/../own"):
+        output = ("--output", f"{tmp_path}/{name}.safetensors")
+        for command in ("sanitize", "score"):
+            assert "would overwrite the input" in refused(command, *base, *output)
+    assert "would overwrite the input" in refused("score", *base, "--output", tmp_path / "p.txt")
+    with (tmp_path / "p.txt").open("rb") as stdin:
+        process = start("score", *base[:-1], "-", "--output", tmp_path / "p.txt", stdin=stdin, stdout=subprocess.PIPE)
+        assert b"would overwrite the input -" in process.communicate(timeout=60)[1]
+        assert process.returncode == 1
+    (tmp_path / "heatmap.png").symlink_to(own)
+    assert "would overwrite" in refused("demo", "--sanitizer", own, "--output", tmp_path)
+    (tmp_path / "own.txt").write_text(CONCEPT)
+    (tmp_path / "concept.safetensors").symlink_to(tmp_path / "own.txt")
+    output = ("--output", tmp_path / "concept.safetensors")
+    assert "would overwrite" in refused("train", "--encoder", "minilm", "--concepts", tmp_path / "own.txt", *output)
+    (tmp_path / "clip").mkdir()
+    (tmp_path / "clip" / "model.safetensors").write_bytes(b"weights")
+    output = ("--output", tmp_path / "clip" / "model.safetensors")
+    assert "would overwrite" in refused("train", "--encoder", f"{tmp_path}/clip@-2", "--concepts", "nudity", *output)
+    assert own.read_bytes() == sanitizer.read_bytes()
+    assert (tmp_path / "own.txt").read_text() == CONCEPT
+
+
+def test_what_auto_finds_is_an_input_too(tmp_path):
+    """The shipped file itself, which must not be written."""
+    shipped = artifact.WEIGHTS_FOLDER / "minilm.safetensors"
+    before = shipped.stat().st_mtime_ns
+    (tmp_path / "p.txt").write_text("a\n")
+    (tmp_path / "o.safetensors").symlink_to(shipped)
+    base = ("--encoder", "minilm", "--input", tmp_path / "p.txt", "--output", tmp_path / "o.safetensors")
+    assert "would overwrite the input" in refused("sanitize", *base)
+    assert shipped.stat().st_mtime_ns == before
+
+
+@pytest.fixture(scope="module")
+def of_worth(sanitizer, tmp_path_factory):
+    """A function: the file of the handmade sanitizer with these figures of its concept."""
+
+    def make(**figures):
+        path = tmp_path_factory.mktemp("worth") / "redness.safetensors"
+        made = artifact.load(sanitizer)
+        made.header = replace(made.header, report={"concepts": [{"name": "redness", **figures}]} if figures else {})
+        artifact.save(made, path)
+        return ("--encoder", "minilm", "--sanitizer", path)
+
+    return make
+
+
+def test_a_weak_sanitizer_is_called_so(of_worth, tmp_path):
+    weak = of_worth(phrases=50, auroc=0.85, flagged=0.2)
+    out, err = run("score", *weak, "a crimson dress")
+    assert json.loads(out)["flagged"]
+    said = "redness.safetensors: Weak sanitizer (redness): it finds as little as 20 % of unseen phrases.\n"
+    assert err == said
+    (tmp_path / "p.txt").write_text("a\n")
+    _, err = run("sanitize", *weak, "--input", tmp_path / "p.txt", "--output", tmp_path / "o.safetensors")
+    assert err.startswith(said)
+    assert "weak" in run("inspect", weak[-1])[0]
+    _, err = run("score", *of_worth(), "a crimson dress")
+    assert err == "redness.safetensors: Not measured, for want of held-out phrases: redness.\n"
+    assert "not measured" in run("inspect", of_worth()[-1])[0]
+
+
+def test_a_sanitizer_that_finds_nothing_is_refused(of_worth, tmp_path):
+    nothing = of_worth(phrases=50, auroc=0.5, flagged=0.0)
+    message = refused("score", *nothing, "a crimson dress")
+    assert "redness: 0 %, AUROC 0.50" in message
+    assert "more examples" in message
+    (tmp_path / "p.txt").write_text("a\n")
+    base = ("--input", tmp_path / "p.txt", "--output", tmp_path / "o.safetensors")
+    assert "it finds too few" in refused("sanitize", *nothing, *base)
+    assert [file.name for file in tmp_path.iterdir()] == ["p.txt"]
+    # It can be looked at.
+    assert "too little: refused" in run("inspect", nothing[-1])[0]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs a POSIX shell")
+@pytest.mark.parametrize("redirection", [">&-", "> /dev/full"])
+@pytest.mark.parametrize("command", ["score", "inspect", "inspect --json", "demo", "--help", "score --help"])
+def test_an_output_that_cannot_be_written_is_one_line(sanitizer, tmp_path, command, redirection):
+    if not Path("/dev/full").exists():
+        pytest.skip("needs /dev/full")
+    arguments = {
+        "score": f"--encoder minilm --sanitizer {sanitizer} 'a crimson dress'",
+        "demo": f"--sanitizer {sanitizer} --output {tmp_path}",
+    }
+    arguments |= dict.fromkeys(("inspect", "inspect --json"), str(sanitizer))
+    line = f"{sys.executable} -m sanitizer {command} {arguments.get(command, '')} {redirection}"
+    done = subprocess.run(line, shell=True, cwd=PACK, env=environment(), capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.startswith("error: Standard output: cannot be written")
+    assert done.stderr.count("\n") == 1, done.stderr
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs a POSIX shell")
+def test_other_streams_may_be_closed(pair, tmp_path):
+    def shell(rest):
+        line = f"{sys.executable} -m sanitizer score {' '.join(map(str, pair))} {rest}"
+        return subprocess.run(line, shell=True, cwd=PACK, env=environment(), capture_output=True, text=True)
+
+    done = shell("--input missing.txt 2>&-")
+    assert (done.returncode, done.stdout) == (1, ""), "what is said on standard error is no result"
+    done = shell("<&-")
+    assert done.returncode == 1
+    assert done.stderr == "error: No prompts: the input is empty. Expected at least one.\n"
+    done = shell(f"--output {tmp_path}/o.jsonl 'a fox' >&-")
+    assert done.returncode == 0, "nothing was to be written there"
+    assert json.loads((tmp_path / "o.jsonl").read_text())["prompt"] == "a fox"
 
 
 def test_readings_can_be_switched_off(pair, tmp_path):
@@ -374,6 +521,8 @@ def test_interrupted_leaves_nothing(pair, tmp_path, command, name, code):
     assert list(tmp_path.iterdir()), "it has begun to write"
     process.send_signal(getattr(signal, name))
     assert process.wait(timeout=60) == code
-    assert b"Traceback" not in process.stderr.read()
+    err = process.stderr.read().decode()
+    word = "Interrupted" if name == "SIGINT" else "Terminated"
+    assert err == f"{word}; nothing half-written is left behind.\n"
     process.stdin.close()
     assert list(tmp_path.iterdir()) == []

@@ -1,12 +1,22 @@
 """A whole run on a tiny encoder: what it writes, that it resumes, and what it refuses."""
 
 import json
+import os
 import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 
+from evaluation.cli import chosen
 from evaluation.run import STRENGTHS
 from evaluation.types import PromptSet
+from sanitizer.errors import SanitizerError
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def result(harness, output="out"):
@@ -191,6 +201,76 @@ def test_refusals_are_one_line(harness, capsys, arguments, message):
     assert harness(*arguments) == 1
     lines = [line for line in capsys.readouterr().err.splitlines() if "not in" not in line]
     assert len(lines) == 1 and re.search(message, lines[0]) and lines[0].startswith("error: ")
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--limit", "x", "expected a whole number, found 'x'"),
+        ("--limit", "0", "expected at least 1, found 0"),
+        ("--seed", "x", "expected a whole number from 0 to 4294967295, found 'x'"),
+        ("--seed", "4294967296", "expected a whole number from 0"),
+    ],
+)
+def test_wrong_usage_is_said_in_plain_words(harness, capsys, option, value, message):
+    assert harness(option, value) == 2
+    err = capsys.readouterr().err
+    assert f"argument {option}: {message}" in err
+    assert "_positive" not in err
+
+
+def test_names_divided_by_commas():
+    assert chosen("b, a,b", ["a", "b", "c"], "method") == ["a", "b"]
+    assert chosen("all", ["a", "b"], "attack") == ["a", "b"]
+    with pytest.raises(SanitizerError, match=r"--attacks: there is no attack 'x'\. There are: a, b\."):
+        chosen("a,x", ["a", "b"], "attack")
+    with pytest.raises(SanitizerError, match="--methods: expected all or names out of a, b, found none"):
+        chosen(" ,", ["a", "b"], "method")
+
+
+def test_no_file_of_the_report_is_an_input(harness, capsys):
+    """A prompt set that lies under the name of the report's figures, by a link."""
+    captions = harness.sets / "coco_captions.csv"
+    captions.write_text("prompt\na dog\n")
+    out = harness.folder / "out"
+    out.mkdir()
+    (out / "result.json").symlink_to(captions)
+    assert harness() == 1
+    assert "would overwrite the input" in capsys.readouterr().err
+    assert captions.read_text() == "prompt\na dog\n"
+    (out / "result.json").unlink()
+    (out / "parts").symlink_to(harness.sets)
+    assert harness() == 1
+    assert "would overwrite the input" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs signals")
+@pytest.mark.parametrize(("name", "code", "word"), [("SIGTERM", 143, "Terminated"), ("SIGINT", 130, "Interrupted")])
+def test_a_run_that_is_stopped_says_so_and_leaves_nothing_half_written(harness, capsys, monkeypatch, name, code, word):
+    """The signal comes while an entry of the store is being written."""
+    from evaluation import store
+
+    def stopped(tensors, metadata):
+        os.kill(os.getpid(), getattr(signal, name))
+        time.sleep(60)
+
+    monkeypatch.setattr(store, "save", stopped)
+    assert harness() == code
+    assert capsys.readouterr().err.splitlines()[-1] == f"{word}; the same command goes on from here."
+    assert [path.name for path in (harness.folder / "out" / "parts").iterdir()] == ["settings.json"]
+    monkeypatch.undo()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("program", ["evaluation", "benchmarks"])
+@pytest.mark.parametrize("redirection", [">&-", "> /dev/full"])
+def test_an_output_that_cannot_be_written_is_one_line(program, redirection):
+    """All that argparse itself writes is the help, and it drops what it cannot write to a closed stream."""
+    line = f"{sys.executable} -m {program} --help {redirection}"
+    done = subprocess.run(line, shell=True, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: Standard output: cannot be written")
+    assert done.stderr.count("\n") == 1
 
 
 def test_bad_sets_are_refused_before_the_work(harness, capsys):

@@ -1,6 +1,7 @@
 """Load Sanitizer and Train Sanitizer: files, errors, training, interrupting."""
 
 import json
+import os
 from dataclasses import replace
 
 import pytest
@@ -114,6 +115,102 @@ def test_auto_finds_the_file_of_the_connected_clip(run, load, loaded, clip, pack
     found = run(load, sanitizer_name="auto", concepts="nudity", clip=clip)
     assert found.args[0].path.name == "mine.safetensors"
     assert "Found" in found.ui["embedding_sanitizer"][0]["text"]
+
+
+@pytest.fixture
+def mine(pack, models, make_sanitizer, clip):
+    """A function: a file for the connected CLIP, with figures (phrases, auroc, flagged) by concept."""
+    fingerprint = pack("nodes.adapter.clip").ComfyTextEncoder(clip).fingerprint
+
+    def make(name, age=0, figures=None, header=None, **options):
+        sanitizer = make_sanitizer(width=384, pooled=0, fingerprint=fingerprint, **options)
+        concepts = [
+            {"name": concept, "phrases": phrases, "auroc": auroc, "flagged": flagged}
+            for concept, (phrases, auroc, flagged) in (figures or {}).items()
+        ]
+        report = {"concepts": concepts} if concepts else {}
+        sanitizer.header = replace(sanitizer.header, report=report, **(header or {}))
+        path = models / f"{name}.safetensors"
+        pack("sanitizer.model.artifact").save(sanitizer, path)
+        os.utime(path, (1000 + age, 1000 + age))
+        return path
+
+    return make
+
+
+def test_auto_takes_the_best_measured_file_and_not_the_newest(run, load, mine, clip):
+    good, weak = {"nudity": (300, 0.95, 0.6)}, {"nudity": (300, 0.85, 0.3)}
+    mine("good", 0, good, concepts=["nudity"])
+    mine("weak", 1, weak, concepts=["nudity"])
+    mine("unmeasured", 2, concepts=["nudity"])
+    mine("other_concept", 3, {"violence": (300, 1.0, 1.0)}, concepts=["violence"])
+    out = run(load, sanitizer_name="auto", concepts="nudity", clip=clip)
+    assert out.args[0].path.name == "good.safetensors"
+    assert out.ui["embedding_sanitizer"][0]["state"] == "ready"
+
+
+def test_one_bad_file_in_the_folder_stops_nothing(run, load, mine, clip, models, caplog, pack):
+    mine("mine")
+    (models / "broken.safetensors").write_bytes(b"no")
+    (models / "gone.safetensors").symlink_to(models / "nowhere")
+    found = run(load, sanitizer_name="auto", concepts="nudity", clip=clip)
+    assert found.args[0].path.name == "mine.safetensors"
+    assert any("broken.safetensors" in record.getMessage() for record in caplog.records)
+    assert "mine.safetensors" in pack("nodes.adapter.folders").names()
+    assert load.define_schema()
+
+
+def test_a_sanitizer_that_finds_nothing_is_refused(run, load, mine, clip, error):
+    path = mine("nothing", figures={"nudity": (30, 0.5, 0.0), "violence": (30, 0.95, 0.6)})
+    for name in ("auto", path.name):
+        with pytest.raises(error, match=r"nothing\.safetensors: refused.*nudity: 0 %, AUROC 0\.50.*more examples"):
+            run(load, sanitizer_name=name, concepts="nudity, violence", clip=clip)
+    # Of the other concept it finds enough.
+    assert run(load, sanitizer_name=path.name, concepts="violence", clip=clip).args[0].concepts == ("violence",)
+
+
+@pytest.mark.parametrize(
+    ("figures", "said"),
+    [
+        ({"nudity": (300, 0.85, 0.2)}, "Weak sanitizer (nudity): it finds as little as 20 % of unseen phrases."),
+        ({}, "Not measured, for want of held-out phrases: nudity."),
+        ({"nudity": (300, 0.95, 0.6)}, None),
+    ],
+)
+def test_every_status_says_what_a_sanitizer_is_worth(run, load, mine, clip, pack, figures, said):
+    """Of every node that uses it, on a prompt that it flags and on one that it passes."""
+    for logit in (-4.0, 4.0):
+        mine("mine", figures=figures, logit=logit, concepts=["nudity"])
+        out = run(load, sanitizer_name="mine.safetensors", concepts="all", clip=clip)
+        sanitizer, shown = out.args[0], [out]
+        conditioning = clip.encode_from_tokens_scheduled(clip.tokenize("a boat"))
+        both = {"strength": 1.0, "threshold": 0.5}
+        node = pack("nodes.sanitize_conditioning").SanitizeConditioning
+        shown.append(run(node, conditioning=conditioning, sanitizer=sanitizer, **both))
+        shown.append(run(pack("nodes.sanitize_clip").SanitizeCLIP, clip=clip, sanitizer=sanitizer, **both))
+        node = pack("nodes.token_score_preview").TokenScorePreview
+        shown.append(run(node, sanitizer=sanitizer, conditioning=conditioning))
+        for out in shown:
+            [message] = out.ui["embedding_sanitizer"]
+            for line in message.get("prompts", [message]):
+                warned = ("Weak" in line["text"]) or ("Not measured" in line["text"])
+                assert line["text"].endswith(said) if said else not warned
+            if figures and said and message["kind"] == "status":
+                assert message["state"] not in ("harmless", "ready")
+
+
+def test_a_concept_called_like_one_of_the_packs_is_called_out(run, load, mine, clip, pack, monkeypatch):
+    pair = pack("sanitizer.model.header").Replacement("a bald cat", "a cat", "a cat")
+    mine("own", figures={"nudity": (300, 1.0, 1.0)}, header={"replacements": {"nudity": [pair]}}, concepts=["nudity"])
+    chosen = run(load, sanitizer_name="own.safetensors", concepts="all", clip=clip)
+    text = chosen.ui["embedding_sanitizer"][0]["text"]
+    assert "Learned from another word list than the pack's: nudity." in text
+    # `auto` does not take it for the pack's, and would train.
+    trained = []
+    monkeypatch.setattr(load, "_train", lambda *arguments: trained.append(arguments) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run(load, sanitizer_name="auto", concepts="nudity", clip=clip)
+    assert trained
 
 
 def test_auto_refuses_a_concept_that_nothing_knows(run, load, models, clip, error):
