@@ -3,12 +3,12 @@
 import argparse
 from collections.abc import Sequence
 
-from evaluation.cli import positive, seed
+from evaluation.cli import Parser, positive, seed
 from sanitizer.exits import exit_code
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="What the sanitizer costs, measured.")
+    parser = Parser(prog="python -m benchmarks", description="What the sanitizer costs, measured.")
     commands = parser.add_subparsers(dest="command", required=True)
     cost = commands.add_parser("cost", help="time of each method as a share of encoding the same prompts")
     cost.add_argument(

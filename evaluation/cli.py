@@ -23,8 +23,15 @@ PUBLISHED_BUDGET = 512_000
 LENGTH_SAMPLES = 200
 
 
+class Parser(argparse.ArgumentParser):
+    """One whose help that cannot be written is an error; argparse's own drops it without a word."""
+
+    def _print_message(self, message: str, file=None) -> None:
+        (file or sys.stderr).write(message)
+
+
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m evaluation", description="Prompt sets in, figures out.")
+    parser = Parser(prog="python -m evaluation", description="Prompt sets in, figures out.")
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="measure all methods on all prompt sets and write a report")
     _add_pair(run)

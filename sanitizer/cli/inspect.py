@@ -59,5 +59,5 @@ def _settings(value: object) -> str:
 def _worth(info: artifact.Info) -> str:
     """For all its concepts together, as the commands judge it."""
     quality = judge(info.header, info.erasable)
-    said = {GOOD: "good", WEAK: "weak", REFUSED: "too little: refused", UNMEASURED: "not measured"}[quality.level]
+    said = {GOOD: "good", WEAK: "weak", REFUSED: "too little", UNMEASURED: "not measured"}[quality.level]
     return f"{said}. {quality.line}" if quality.line else said

@@ -6,6 +6,7 @@ from pathlib import Path
 from ..encoders import load_encoder
 from ..errors import SanitizerError
 from ..model import artifact
+from ..model.quality import judge
 from ..prompts.concepts import Concept, load_concept, load_concepts, parse_custom_concept
 from ..training.fit import fit
 from .io import Bars, check_output, encoder_files, note
@@ -32,6 +33,9 @@ def run(
         )
     artifact.save(sanitizer, target)
     print(report.to_text())
+    worth = judge(sanitizer.header, sanitizer.erasable).line
+    if worth:
+        note(f"{output}: {worth}")
     note(f"{output}: written, {target.stat().st_size / 1e6:.1f} MB, for {encoder.fingerprint}.")
 
 

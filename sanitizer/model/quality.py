@@ -53,7 +53,8 @@ class Quality(NamedTuple):
         if self.level in (REFUSED, WEAK):
             lowest = min(_recall(concept) for concept in self.concepts)
             names = ", ".join(_readable(concept.name) for concept in self.concepts)
-            said.append(f"Weak sanitizer ({names}): it finds as little as {100 * lowest:.0f} % of unseen phrases.")
+            kind = "Weak" if self.level == WEAK else "Refused"
+            said.append(f"{kind} sanitizer ({names}): it finds as little as {100 * lowest:.0f} % of unseen phrases.")
         if self.unmeasured:
             names = ", ".join(map(_readable, self.unmeasured))
             said.append(f"Not measured, for want of held-out phrases: {names}.")

@@ -345,7 +345,7 @@ def test_a_sanitizer_that_finds_nothing_is_refused(of_worth, tmp_path):
     assert "it finds too few" in refused("sanitize", *nothing, *base)
     assert [file.name for file in tmp_path.iterdir()] == ["p.txt"]
     # It can be looked at.
-    assert "too little: refused" in run("inspect", nothing[-1])[0]
+    assert "too little. Refused sanitizer (redness)" in run("inspect", nothing[-1])[0]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs a POSIX shell")

@@ -265,7 +265,7 @@ def test_a_run_that_is_stopped_says_so_and_leaves_nothing_half_written(harness, 
 @pytest.mark.parametrize("program", ["evaluation", "benchmarks"])
 @pytest.mark.parametrize("redirection", [">&-", "> /dev/full"])
 def test_an_output_that_cannot_be_written_is_one_line(program, redirection):
-    """All that argparse itself writes is the help, and it drops what it cannot write to a closed stream."""
+    """Argparse itself drops help that it cannot write."""
     line = f"{sys.executable} -m {program} --help {redirection}"
     done = subprocess.run(line, shell=True, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1
