@@ -162,8 +162,14 @@ class SanitizerConfig:
             value = getattr(self, name)
             if type(value) is not int or not low <= value <= high:
                 raise ValueError(f"{name}: expected a whole number from {low} to {high}, found {value!r}")
+        if self.score_span == 1:
+            raise ValueError("score_span: expected 0 or at least 2, as spans overlap by half, found 1")
         if self.score_width % self.heads or self.erase_width % self.heads:
             raise ValueError(f"expected widths divisible by {self.heads} heads")
+        if not 1 <= len(self.vote_weights) <= MAX_VOTES or any(len(vote) != 3 for vote in self.vote_weights):
+            raise ValueError(f"vote_weights: expected 1 to {MAX_VOTES} votes of three weights")
+        if not 1 <= len(self.rewrite.word_scores) <= MAX_WORD_SCORES:
+            raise ValueError(f"rewrite.word_scores: expected 1 to {MAX_WORD_SCORES} scores")
         numbers = {
             "concept_gain": (0, 10, self.concept_gain),
             "residual_gain": (0, 10, self.residual_gain),
@@ -187,8 +193,6 @@ class SanitizerConfig:
             # Written so that NaN fails too.
             if type(value) not in (int, float) or not (math.isfinite(value) and low <= value <= high):
                 raise ValueError(f"{name}: expected a number from {low} to {high}, found {value!r}")
-        if not self.rewrite.word_scores:
-            raise ValueError("rewrite.word_scores: expected at least one")
 
     def _check_concepts(self) -> None:
         if not 1 <= len(self.concepts) <= MAX_CONCEPTS:

@@ -22,6 +22,8 @@ from sanitizer.prompts.concepts import digest, load_concepts
 from sanitizer.training.config import TrainingConfig
 from sanitizer.training.fit import fit
 
+DATA = Path(__file__).resolve().parent.parent / "data"
+
 
 @pytest.fixture()
 def saved(masked, tmp_path):
@@ -139,7 +141,7 @@ def test_pickles_are_refused_unread(saved):
     [
         (lambda t: t, lambda m: {}, "no sanitizer"),
         (lambda t: t, lambda m: {"format": "lora"}, "no sanitizer"),
-        (lambda t: t, with_info(lambda i: i.update(format_version=3)), "Update"),
+        (lambda t: t, with_info(lambda i: i.update(format_version=FORMAT_VERSION + 1)), "Update"),
         (lambda t: t, with_info(lambda i: i.update(format_version="x")), "format version"),
         (lambda t: t, lambda m: {"embedding-sanitizer": "{"}, "damaged header"),
         (lambda t: t, lambda m: {"embedding-sanitizer": "[]"}, "damaged header"),
@@ -260,12 +262,17 @@ def test_a_context_concept_may_not_lower_what_is_not_there():
         config.check()
 
 
-def test_an_older_file_of_a_part_of_the_concepts_still_loads(saved):
-    def older(info):
-        info["config"]["concepts"][0]["lowers"] = {"violence": 2.0}
+def test_an_older_file_of_a_part_of_the_concepts_still_loads(saved, tmp_path):
+    def lower(info):
+        info["config"]["concepts"][-1]["lowers"]["violence"] = 2.0
 
-    rewrite(saved, change_metadata=with_info(older))
-    assert load(saved).config.concepts[0].lowers == {}
+    path = tmp_path / "older.safetensors"
+    path.write_bytes((DATA / "golden_v2.safetensors").read_bytes())
+    rewrite(path, change_metadata=with_info(lower))
+    assert load(path).config.concepts[-1].lowers == {"golden": 2.0}
+    rewrite(saved, change_metadata=with_info(lower))
+    with pytest.raises(SanitizerError, match="'violence' is none of its concepts"):
+        load(saved)
 
 
 def test_plain_values():
@@ -379,9 +386,8 @@ def test_training_says_which_word_lists_it_was_given(tiny_encoder):
 def test_the_golden_file_still_loads_and_gives_the_same_numbers(version):
     """Written by that version of the format: whoever changes the format has to keep reading it. The second file's
     constants are others than today's defaults, the first one's are not in the file."""
-    folder = Path(__file__).resolve().parent.parent / "data"
-    sanitizer = load(folder / f"golden_v{version}.safetensors")
-    golden = load_file(folder / f"golden_v{version}_output.safetensors")
+    sanitizer = load(DATA / f"golden_v{version}.safetensors")
+    golden = load_file(DATA / f"golden_v{version}_output.safetensors")
     out = sanitizer.sanitize(golden["rows"], golden["mask"].bool())
     assert torch.allclose(out.embeddings, golden["sanitized"], atol=1e-4)
     assert torch.allclose(out.scores.prompt, golden["prompt_scores"], atol=1e-4)
