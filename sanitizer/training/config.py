@@ -3,6 +3,7 @@
 "Chosen on held-out phrases" means the phrases of concepts/ that training does not see, on the embedded encoders.
 """
 
+import json
 from dataclasses import asdict, dataclass, field, replace
 
 from ..prompts.generator import PromptConfig
@@ -127,5 +128,5 @@ class TrainingConfig:
         return replace(self, score_steps=score, erase_steps=erase)
 
     def to_dict(self) -> dict:
-        """For JSON."""
-        return asdict(self)
+        """For JSON, and as it gives them back: tuples are lists there."""
+        return json.loads(json.dumps(asdict(self)))
