@@ -12,7 +12,7 @@ from sanitizer.errors import SanitizerError
 from sanitizer.exits import exit_code
 from sanitizer.files import keep_apart
 
-WRITTEN = ("parts", "attacks", "pictures", "report.html", "report.md", "result.json")
+WRITTEN = ("parts", "attacks", "pictures", "report.html", "report.md", "result.json", "length.md", "length.json")
 """What lies in the folder of a report."""
 CONCEPTS = "nudity,violence"
 EXAMPLES, LIMIT = 1000, 2000
@@ -73,8 +73,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_pair(length)
     length.add_argument("--concepts", default=CONCEPTS, help=f"names divided by commas ({CONCEPTS})")
     length.add_argument("--captions", type=Path, help="file of harmless captions, .txt, .csv or .jsonl")
-    length.add_argument("--samples", type=_positive, default=LENGTH_SAMPLES, help=f"prompts a kind ({LENGTH_SAMPLES})")
-    length.add_argument("--seed", type=int, default=0)
+    length.add_argument("--samples", type=positive, default=LENGTH_SAMPLES, help=f"prompts a kind ({LENGTH_SAMPLES})")
+    length.add_argument("--seed", type=seed, default=0)
     length.add_argument("--output", type=Path, required=True, help="folder for length.md and length.json")
     length.set_defaults(main=length_command)
     memory = commands.add_parser("memory", help="the same as python -m benchmarks memory")
@@ -263,7 +263,9 @@ def length_command(options: argparse.Namespace) -> int:
     began = time.monotonic()
     concepts = choose_concepts(options.concepts)
     captions = length.read_captions(options.captions) if options.captions else []
+    check_folder(options.output, options.captions, options.sanitizer, options.encoder.partition("@")[0])
     encoder, sanitizer, path = load(options.encoder, options.sanitizer)
+    check_folder(options.output, path)
     check_erasable(sanitizer, path, concepts, "--concepts")
     asked = length.collect(concepts, captions, options.samples, options.seed)
     with Bars() as bars:

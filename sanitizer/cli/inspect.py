@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..model import artifact
 from ..model.header import TRAINED_ON
-from ..model.quality import GOOD, REFUSED, UNMEASURED, WEAK, judge, own_lists
+from ..model.quality import GOOD, judge, own_lists
 from ..model.report import Report
 from ..render.terminal import printable
 
@@ -59,5 +59,4 @@ def _settings(value: object) -> str:
 def _worth(info: artifact.Info) -> str:
     """For all its concepts together, as the commands judge it."""
     quality = judge(info.header, info.erasable)
-    said = {GOOD: "good", WEAK: "weak", REFUSED: "too little", UNMEASURED: "not measured"}[quality.level]
-    return f"{said}. {quality.line}" if quality.line else said
+    return f"{'Good. ' if quality.level == GOOD else ''}{quality.line}".strip()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from evaluation.cli import chosen
+from evaluation.cli import chosen, main
 from evaluation.run import STRENGTHS
 from evaluation.types import PromptSet
 from sanitizer.errors import SanitizerError
@@ -217,6 +217,17 @@ def test_wrong_usage_is_said_in_plain_words(harness, capsys, option, value, mess
     err = capsys.readouterr().err
     assert f"argument {option}: {message}" in err
     assert "_positive" not in err
+
+
+def test_every_command_keeps_its_output_apart_from_its_inputs(tmp_path, capsys):
+    captions = tmp_path / "length.json"
+    captions.write_text('["a dog"]')
+    targets = tmp_path / "result.json"
+    targets.write_text('["a dog"]')
+    base = ["--encoder", str(tmp_path / "none"), "--output", str(tmp_path)]
+    for arguments in (["length", "--captions", str(captions)], ["attack", "--targets", str(targets)]):
+        assert main([*arguments, *base]) == 1
+        assert "would overwrite the input" in capsys.readouterr().err
 
 
 def test_names_divided_by_commas():
