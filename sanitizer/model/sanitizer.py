@@ -134,7 +134,7 @@ class EmbeddingSanitizer(nn.Module):
         other dtypes, other masks, and NaN or infinity in what comes in or goes out.
         """
         x, weight, vector = self._prepare(embeddings, mask, pooled)
-        return _finite_scores(self._scores(x, weight, vector, embeddings.shape[0], embeddings.shape[1]))
+        return self._scores(x, weight, vector, embeddings.shape[0], embeddings.shape[1])
 
     def sanitize(
         self,
@@ -160,7 +160,7 @@ class EmbeddingSanitizer(nn.Module):
             check_number("Threshold", threshold, 0, 1)
         x, weight, vector = self._prepare(embeddings, mask, pooled)
         batch, length = embeddings.shape[:2]
-        scores = _finite_scores(self._scores(x, weight, vector, batch, length))
+        scores = self._scores(x, weight, vector, batch, length)
         if also is not None:
             scores = scores._replace(prompt=torch.maximum(scores.prompt, self._known(also, scores.prompt)))
         opened, fired = gate(self.config, margins(self.config, scores.prompt, threshold), chosen)
@@ -281,8 +281,14 @@ class EmbeddingSanitizer(nn.Module):
         best = highest(votes.transpose(0, 1), seen.owner, batch) - self.vote_slope * many[:, None]
         token_logits = seen.tokens * self.token_scale + self.token_bias - self.token_slope * many[:, None]
         visible = weight.reshape(batch, -1)[:, :length, None] > 0
-        token_scores = torch.where(visible, torch.sigmoid(token_logits[:, :length]), 0.0)
-        return Scores(torch.sigmoid(best.amax(dim=1)), token_scores)
+        token_logits = torch.where(visible, token_logits[:, :length], 0.0)
+        # Of the logits, for the score of one that is minus infinity is 0.
+        if not (_is_finite(votes) and _is_finite(best) and _is_finite(token_logits)):
+            raise SanitizerError(
+                "Scores: found NaN or infinity where the score net should give numbers. The sanitizer's file is "
+                "damaged; train or fetch it again."
+            )
+        return Scores(torch.sigmoid(best.amax(dim=1)), torch.where(visible, torch.sigmoid(token_logits), 0.0))
 
     def evidence(self, embeddings: Tensor, mask: Tensor | None = None, pooled: Tensor | None = None) -> "Evidence":
         """What the score net says of every span, before calibration. Arguments and errors as in :meth:`score`."""
@@ -343,16 +349,6 @@ def highest(values: Tensor, owner: Tensor, count: int) -> Tensor:
 def _is_finite(tensor: Tensor) -> bool:
     # A sum is much cheaper than a look at every value, and NaN and infinity survive it.
     return bool(torch.isfinite(tensor.sum(dtype=torch.float32))) or bool(torch.isfinite(tensor).all())
-
-
-def _finite_scores(scores: Scores) -> Scores:
-    """The scores. Raises SanitizerError for NaN, which would reach no threshold."""
-    if not (_is_finite(scores.prompt) and _is_finite(scores.tokens)):
-        raise SanitizerError(
-            "Scores: found NaN or infinity where the score net should give numbers from 0 to 1. The sanitizer's file "
-            "is damaged; train or fetch it again."
-        )
-    return scores
 
 
 def _finite(what: str, values: Tensor) -> Tensor:

@@ -275,6 +275,16 @@ def test_scores_that_are_no_numbers_are_refused(trained, part):
             act(e.embeddings, e.mask, e.pooled)
 
 
+def test_scores_of_minus_infinity_are_refused(masked):
+    """Their probability is 0, a number like any other."""
+    encoder, sanitizer, _ = masked
+    broken = copy.deepcopy(sanitizer)
+    broken.vote_bias.fill_(-torch.inf)
+    e = encoder.encode(UNSAFE)
+    with pytest.raises(SanitizerError, match="Scores: found NaN or infinity"):
+        broken.score(e.embeddings, e.mask)
+
+
 def test_token_scores_that_are_no_numbers_are_refused(masked):
     encoder, sanitizer, _ = masked
     broken = copy.deepcopy(sanitizer)
