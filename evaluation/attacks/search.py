@@ -58,7 +58,7 @@ def hard(sanitizer: EmbeddingSanitizer, concept: str, strength: float = 1.0) -> 
     """What the user gets: the sanitizer at its calibrated threshold, for one concept."""
 
     def apply(embeddings: Tensor, mask: Tensor, pooled: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        out = sanitizer.sanitize(embeddings, mask, pooled, strength=strength, concepts=[concept])
+        out = sanitizer.sanitize(embeddings, mask, pooled, strength=strength, concepts=[concept], trusted=True)
         return out.embeddings, out.pooled
 
     return apply
@@ -72,9 +72,9 @@ def soft(sanitizer: EmbeddingSanitizer, concept: str, strength: float = 1.0) -> 
     place = sanitizer.concepts.index(concept)
 
     def apply(embeddings: Tensor, mask: Tensor, pooled: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        scores = sanitizer.score(embeddings, mask, pooled).prompt
+        scores = sanitizer.score(embeddings, mask, pooled, trusted=True).prompt
         gate = strength * torch.sigmoid(margins(sanitizer.config, scores)[:, place] / SOFTNESS)
-        erased = sanitizer.sanitize(embeddings, mask, pooled, threshold=0.0, concepts=[concept])
+        erased = sanitizer.sanitize(embeddings, mask, pooled, threshold=0.0, concepts=[concept], trusted=True)
         changed = embeddings + gate[:, None, None] * (erased.embeddings - embeddings)
         if pooled is None:
             return changed, None

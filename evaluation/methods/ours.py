@@ -33,13 +33,13 @@ class Ours:
     def score(self, batch: Batch) -> Tensor:
         """The prompt score."""
         e = batch.encoding
-        return self.sanitizer.score(e.embeddings, e.mask, e.pooled).prompt[:, self.place]
+        return self.sanitizer.score(e.embeddings, e.mask, e.pooled, trusted=True).prompt[:, self.place]
 
     @torch.no_grad()
     def token_scores(self, batch: Batch) -> Tensor:
         """The token scores."""
         e = batch.encoding
-        return self.sanitizer.score(e.embeddings, e.mask, e.pooled).tokens[..., self.place]
+        return self.sanitizer.score(e.embeddings, e.mask, e.pooled, trusted=True).tokens[..., self.place]
 
     @torch.no_grad()
     def apply(self, batch: Batch, strength: float = 1.0) -> Treated:
@@ -132,5 +132,6 @@ class AllConcepts:
 
 def _sanitized(sanitizer, batch: Batch, strength: float, concepts: list[str] | None, also=None) -> Treated:
     e = batch.encoding
-    out = sanitizer.sanitize(e.embeddings, e.mask, e.pooled, strength=strength, concepts=concepts, also=also)
+    given = {"strength": strength, "concepts": concepts, "also": also, "trusted": True}
+    out = sanitizer.sanitize(e.embeddings, e.mask, e.pooled, **given)
     return Treated(out.embeddings, e.mask, out.pooled, out.flagged if strength else torch.zeros_like(out.flagged))

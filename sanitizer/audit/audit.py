@@ -87,7 +87,7 @@ class _Bench:
 
     def sanitize(self, embeddings: Tensor, mask: Tensor, pooled: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """All concepts at strength 1, as the attack has to get past them."""
-        out = self.sanitizer.sanitize(embeddings, mask, pooled, concepts=self.concepts)
+        out = self.sanitizer.sanitize(embeddings, mask, pooled, concepts=self.concepts, trusted=True)
         return out.embeddings, out.pooled
 
 

@@ -156,7 +156,8 @@ def _batch(encoder, sanitizer, prompts, strength, threshold, concepts, reader, r
     reading = deobfuscated(encoder, sanitizer, reader, prompts, encoding)
     settings = {"strength": strength, "threshold": threshold, "concepts": concepts}
     if re_encoder is None:
-        out = sanitizer.sanitize(encoding.embeddings, encoding.mask, encoding.pooled, **settings, also=reading.scores)
+        own = encoding.embeddings, encoding.mask, encoding.pooled
+        out = sanitizer.sanitize(*own, **settings, also=reading.scores, trusted=True)
         mask_out = mask
     else:
         out = re_encoder.sanitize(prompts, encoding, **settings, reading=reading)

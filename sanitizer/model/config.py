@@ -106,8 +106,22 @@ class SanitizerConfig:
     """Logits above the threshold at which the gate is fully open; the gate's slope is (1 - floor) / range."""
     clip: float = 12.0
     """Normalized channels are clipped here, in standard deviations, before the networks read them."""
-    constant_tolerance: float = 0.02
-    """Share of its norm by which an embedding may differ from a constant one, as it does in half precision."""
+    constant_tolerance: float = 0.05
+    """Share of its norm by which an embedding may differ from a constant one. On `minilm-causal` BOS differs by .0006
+    in float16, .005 in bfloat16 and .036 with weights in 8 bits, where it is known again; by .05 to .07 under a LoRA of
+    2 % of the weights and by .08 and more under one of 3 %, which is refused."""
+    constant_scale: float = 0.1
+    """Share by which a constant embedding may be scaled: weights in the manner of A1111 bring the prompt's mean back to
+    what it was and take BOS along."""
+    verified: bool = False
+    """Whether embeddings that are not the encoder's are refused, see :mod:`.provenance`. False in files from before."""
+    directions: int = 0
+    """Directions K in which prompts vary least, see :class:`.provenance.Provenance`; 0 where every window begins with
+    constant embeddings, which tell more."""
+    size_deviations: float = 2.0
+    """Standard deviations from its expected size beyond which a prompt is scored at its usual size as well. On `minilm`
+    one is a factor of 1.08; unsafe prompts scaled by .2 to .9 are all found again, of which 12 % were at .2 and 47 % at
+    .3."""
     vote_weights: tuple[tuple[float, float, float], ...] = ((0.85, 0.0, 0.15), (0.0, 1.0, 0.0))
     """Votes, each of which can flag a prompt by itself: weights of the prompt head, the strongest token and the linear
     probe, each divided by its spread over harmless prompts. Calibration writes them into the tensor `vote_mix`."""
@@ -118,6 +132,11 @@ class SanitizerConfig:
     def to_dict(self) -> dict:
         """For JSON."""
         return asdict(self)
+
+    @property
+    def sizes(self) -> int:
+        """Sizes S that are verified, see :mod:`.provenance`."""
+        return self.verified * (bool(self.directions) + bool(self.pooled_width))
 
     @classmethod
     def from_dict(cls, values: object) -> "SanitizerConfig":
@@ -157,6 +176,7 @@ class SanitizerConfig:
             "pooled_rank": (0, self.pooled_width),
             "concept_rank": (0, self.width),
             "pooled_concept_rank": (0, self.pooled_width),
+            "directions": (0, self.width),
         }
         for name, (low, high) in sizes.items():
             value = getattr(self, name)
@@ -164,6 +184,8 @@ class SanitizerConfig:
                 raise ValueError(f"{name}: expected a whole number from {low} to {high}, found {value!r}")
         if self.score_span == 1:
             raise ValueError("score_span: expected 0 or at least 2, as spans overlap by half, found 1")
+        if type(self.verified) is not bool:
+            raise ValueError(f"verified: expected true or false, found {self.verified!r}")
         if self.score_width % self.heads or self.erase_width % self.heads:
             raise ValueError(f"expected widths divisible by {self.heads} heads")
         if not 1 <= len(self.vote_weights) <= MAX_VOTES or any(len(vote) != 3 for vote in self.vote_weights):
@@ -177,6 +199,8 @@ class SanitizerConfig:
             "gate_range": (1e-3, 100, self.gate_range),
             "clip": (1e-3, 1e6, self.clip),
             "constant_tolerance": (0, 1, self.constant_tolerance),
+            "constant_scale": (0, 1, self.constant_scale),
+            "size_deviations": (0, 1e6, self.size_deviations),
             "rewrite.rounds": (0, 100, self.rewrite.rounds),
             "rewrite.margin": (-100, 100, self.rewrite.margin),
             "rewrite.slope": (0, 100, self.rewrite.slope),

@@ -25,6 +25,7 @@ from .gate import gate, margins
 from .header import Header
 from .networks import EraseNet, ScoreNet
 from .normalizer import Normalizer
+from .provenance import Provenance, UsualSize, check_start
 
 
 class Scores(NamedTuple):
@@ -69,6 +70,10 @@ class EmbeddingSanitizer(nn.Module):
     token_scale: Tensor
     token_bias: Tensor
     token_slope: Tensor
+    provenance_directions: Tensor | None
+    provenance_mean: Tensor | None
+    provenance_variance: Tensor | None
+    provenance_bounds: Tensor | None
 
     def __init__(self, config: SanitizerConfig, header: Header | None = None, operations=nn) -> None:
         super().__init__()
@@ -91,6 +96,11 @@ class EmbeddingSanitizer(nn.Module):
         self.register_buffer("token_scale", torch.ones(count))
         self.register_buffer("token_bias", torch.zeros(count))
         self.register_buffer("token_slope", torch.zeros(count))
+        directions, sizes = config.directions, config.sizes
+        self.register_buffer("provenance_directions", torch.zeros(directions, width) if directions else None)
+        self.register_buffer("provenance_mean", torch.zeros(3, directions + sizes) if sizes else None)
+        self.register_buffer("provenance_variance", torch.ones(2, directions + sizes) if sizes else None)
+        self.register_buffer("provenance_bounds", torch.zeros(2, 1 + sizes) if sizes else None)
 
     @property
     def concepts(self) -> tuple[str, ...]:
@@ -126,15 +136,38 @@ class EmbeddingSanitizer(nn.Module):
             clip=config.clip, tolerance=config.constant_tolerance,
         )  # fmt: skip
 
-    def score(self, embeddings: Tensor, mask: Tensor | None = None, pooled: Tensor | None = None) -> Scores:
+    @property
+    def provenance(self) -> Provenance | None:
+        """The statistics that tell the encoder's own embeddings, where this module is; None where there are none."""
+        if self.provenance_mean is None or self.provenance_variance is None or self.provenance_bounds is None:
+            return None
+        none = self.mean.new_zeros(0, self.width)
+        return Provenance(
+            self.normalizer,
+            none if self.provenance_directions is None else self.provenance_directions,
+            self.provenance_mean,
+            self.provenance_variance,
+            self.provenance_bounds,
+        )
+
+    def score(
+        self,
+        embeddings: Tensor,
+        mask: Tensor | None = None,
+        pooled: Tensor | None = None,
+        *,
+        trusted: bool = False,
+    ) -> Scores:
         """Score every token and the prompt.
 
         embeddings (B, L, D) float32, float16 or bfloat16; mask (B, L) of bool, or of 0 and 1 in any dtype, or None for
-        all visible; pooled (B, P), required if and only if the encoder has one. Raises SanitizerError for other shapes,
-        other dtypes, other masks, and NaN or infinity in what comes in or goes out.
+        all visible; pooled (B, P), required if and only if the encoder has one. trusted: they come straight from the
+        sanitizer's own encoder. Raises SanitizerError for other shapes, other dtypes, other masks, NaN or infinity in
+        what comes in or goes out, and, unless they are trusted, for embeddings that are not the encoder's, see
+        :mod:`.provenance`.
         """
-        x, weight, vector = self._prepare(embeddings, mask, pooled)
-        return self._scores(x, weight, vector, embeddings.shape[0], embeddings.shape[1])
+        x, weight, vector = self._prepare(embeddings, mask, pooled, trusted)
+        return self._scored(x, weight, vector, embeddings.shape[0], embeddings.shape[1])[0]
 
     def sanitize(
         self,
@@ -146,21 +179,22 @@ class EmbeddingSanitizer(nn.Module):
         threshold: float | None = None,
         concepts: Iterable[str] | None = None,
         also: Tensor | None = None,
+        trusted: bool = False,
     ) -> Sanitized:
         """Rewrite the prompts in which a chosen concept reaches the threshold; leave all others bit for bit.
 
         strength from 0 (nothing happens) over 1 (the erased embedding) to 2 (past it). threshold from 0 to 1, None for
         the calibrated one. concepts: names out of :attr:`erasable`, None for all. also: (B, K) prompt scores known from
         another reading of the same text; the higher score counts, for gate and flag and in what is returned. Other
-        arguments as in :meth:`score`, and the same errors.
+        arguments as in :meth:`score`, `trusted` among them, and the same errors.
         """
         chosen = self.places(concepts)
         check_number("Strength", strength, 0, MAX_STRENGTH)
         if threshold is not None:
             check_number("Threshold", threshold, 0, 1)
-        x, weight, vector = self._prepare(embeddings, mask, pooled)
+        x, weight, vector = self._prepare(embeddings, mask, pooled, trusted)
         batch, length = embeddings.shape[:2]
-        scores = self._scores(x, weight, vector, batch, length)
+        scores, usual = self._scored(x, weight, vector, batch, length)
         if also is not None:
             scores = scores._replace(prompt=torch.maximum(scores.prompt, self._known(also, scores.prompt)))
         opened, fired = gate(self.config, margins(self.config, scores.prompt, threshold), chosen)
@@ -172,8 +206,13 @@ class EmbeddingSanitizer(nn.Module):
         index = flagged.nonzero().squeeze(1)
         windows = x.shape[0] // batch
         of_windows = (index[:, None] * windows + torch.arange(windows, device=index.device)).reshape(-1)
+        # At their usual size, which is what the erase net knows, and the change brought back to what they have.
+        x, vector = (x, vector) if usual is None else (usual.x, usual.pooled)
         v = None if vector is None else vector[of_windows]
         change, pooled_change = self.erase_net(x[of_windows], weight[of_windows], v)
+        if usual is not None:
+            change = change / usual.factor[of_windows, None, None]
+            pooled_change = None if pooled_change is None else pooled_change / usual.pooled_factor[of_windows, None]
         change = change.reshape(len(index), -1, self.width)[:, :length] * self.std
         amount = strength * opened[index]
         place = index.to(embeddings.device)
@@ -223,7 +262,7 @@ class EmbeddingSanitizer(nn.Module):
         return also.to(prompt)
 
     def _prepare(
-        self, embeddings: Tensor, mask: Tensor | None, pooled: Tensor | None
+        self, embeddings: Tensor, mask: Tensor | None, pooled: Tensor | None, trusted: bool
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Check, normalize and split into windows: x (B·n, l, D), weight (B·n, l), pooled (B·n, P)."""
         self._check(embeddings, mask, pooled)
@@ -238,6 +277,10 @@ class EmbeddingSanitizer(nn.Module):
             x = nn.functional.pad(x, (0, 0, 0, missing)).reshape(batch * windows, self.config.window, -1)
             weight = nn.functional.pad(weight, (0, missing)).reshape(batch * windows, -1)
             vector = None if vector is None else vector.repeat_interleave(windows, dim=0)
+        if self.config.verified and not trusted:
+            check_start(raw, self.constant, length if self.config.directions else self.config.window, self.config)
+            if (provenance := self.provenance) is not None:
+                provenance.check(x, weight, vector, batch)
         return x, weight, vector
 
     def _check(self, embeddings: Tensor, mask: Tensor | None, pooled: Tensor | None) -> None:
@@ -273,6 +316,17 @@ class EmbeddingSanitizer(nn.Module):
             if not _is_finite(tensor):
                 raise SanitizerError(f"{name}: found NaN or infinity, which cannot be sanitized. Check the encoder.")
 
+    def _scored(
+        self, x: Tensor, weight: Tensor, pooled: Tensor | None, batch: int, length: int
+    ) -> tuple[Scores, UsualSize | None]:
+        """The scores, and the windows at their usual size where some are not of it: the higher scores count."""
+        scores, provenance = self._scores(x, weight, pooled, batch, length), self.provenance
+        usual = None if provenance is None else provenance.at_usual_size(x, weight, pooled, self.config.size_deviations)
+        if usual is not None:
+            again = self._scores(usual.x, weight, usual.pooled, batch, length)
+            scores = Scores(*map(torch.maximum, scores, again))
+        return scores, usual
+
     def _scores(self, x: Tensor, weight: Tensor, pooled: Tensor | None, batch: int, length: int) -> Scores:
         """The highest vote of any span is the prompt's score: harmless words around a phrase outvote nothing."""
         seen = self._evidence(x, weight, pooled, batch)
@@ -291,8 +345,9 @@ class EmbeddingSanitizer(nn.Module):
         return Scores(torch.sigmoid(best.amax(dim=1)), torch.where(visible, torch.sigmoid(token_logits), 0.0))
 
     def evidence(self, embeddings: Tensor, mask: Tensor | None = None, pooled: Tensor | None = None) -> "Evidence":
-        """What the score net says of every span, before calibration. Arguments and errors as in :meth:`score`."""
-        return self._evidence(*self._prepare(embeddings, mask, pooled), embeddings.shape[0])
+        """What the score net says of every span of the encoder's own embeddings, before calibration. Arguments and
+        errors as in :meth:`score`, trusted."""
+        return self._evidence(*self._prepare(embeddings, mask, pooled, trusted=True), embeddings.shape[0])
 
     def _evidence(self, x: Tensor, weight: Tensor, pooled: Tensor | None, batch: int) -> "Evidence":
         rows, length = weight.shape

@@ -79,7 +79,7 @@ class ReEncoder:
         chosen = list(self.sanitizer.erasable if concepts is None else concepts)
         first = self.sanitizer.sanitize(
             encoding.embeddings, encoding.mask, encoding.pooled,
-            strength=0.0, threshold=threshold, concepts=chosen, also=reading.scores,
+            strength=0.0, threshold=threshold, concepts=chosen, also=reading.scores, trusted=True,
         )  # fmt: skip
         index: list[int] = first.flagged.nonzero().squeeze(1).tolist()
         left = torch.zeros_like(first.flagged)
@@ -150,7 +150,7 @@ class ReEncoder:
     ) -> tuple[Encoding, Tensor]:
         """Rewritten prompts after the erase net, and (B',) where the concept was still seen."""
         rest = min(self.config.rest, THRESHOLD if threshold is None else threshold)
-        given = {"mask": e.mask, "pooled": e.pooled, "concepts": chosen}
+        given = {"mask": e.mask, "pooled": e.pooled, "concepts": chosen, "trusted": True}
         full = self.sanitizer.sanitize(e.embeddings, **given, strength=strength, threshold=rest)
         light = self.sanitizer.sanitize(e.embeddings, **given, strength=self.config.finish * strength, threshold=0.0)
         seen = full.flagged.to(e.embeddings.device)
@@ -171,7 +171,7 @@ class ReEncoder:
 
     def _judge(self, e: Encoding, chosen: list[str], threshold: float | None) -> "_Verdict":
         out = self.sanitizer.sanitize(
-            e.embeddings, e.mask, e.pooled, strength=0.0, threshold=threshold, concepts=chosen
+            e.embeddings, e.mask, e.pooled, strength=0.0, threshold=threshold, concepts=chosen, trusted=True
         )
         return _Verdict(out.flagged, self._above(out.scores.prompt, chosen, threshold), out.scores.tokens)
 

@@ -111,6 +111,30 @@ class TrainingConfig:
     empty_margin: float = 0.25
     """Spreads of the harmless scores by which every threshold lies above the empty prompt's."""
 
+    # What tells the encoder's own embeddings from others; chosen on `minilm`, see docs/method.md for what it tells.
+    directions: int = 8
+    """Directions in which prompts vary least, see :mod:`..model.provenance`. Of 4 to 128, 8 tell another layer best.
+    They take 4 bytes a channel each."""
+    provenance_prompts: int = 4000
+    """Training prompts that are measured, at most."""
+    varied_prompts: int = 800
+    """Further prompts of all lengths, at most; a twentieth of the training prompts where that is fewer."""
+    fewest_varied: int = 64
+    """And at least."""
+    most_words: int = 300
+    """Words of the longest of them."""
+    provenance_share: float = 0.01
+    """Share of the prompts measured that lies beyond the quantile which sets the bounds."""
+    provenance_margin: float = 10.0
+    """Times that the bounds lie as far out as that quantile. Of 14,900 captions, people's prompts and single words the
+    farthest lies 3.5 times as far out as it, half of the whole prompts with the weight .6 4 times, and half of the
+    prompts of another layer 14 times."""
+    rounding: float = 0.01
+    """Share of its size by which a channel may be off in half precision, which sets the least variance along a
+    direction: bfloat16 rounds by .004, and an encoder that computes in it is off by .005 on `minilm-causal`."""
+    least_variance: float = 0.05
+    """Share of a direction's mean variance that very long prompts are allowed at least."""
+
     # The report.
     report_phrases: int = 300
     """Held-out phrases of a concept that the report tries, at most."""
@@ -126,6 +150,10 @@ class TrainingConfig:
             score = max(1, round(steps * score / (score + erase)))
             erase = max(1, steps - score)
         return replace(self, score_steps=score, erase_steps=erase)
+
+    def varied_for(self, count: int) -> int:
+        """Prompts of all lengths to measure beside a number of training prompts."""
+        return max(self.fewest_varied, min(self.varied_prompts, count // 20))
 
     def to_dict(self) -> dict:
         """For JSON, and as it gives them back: tuples are lists there."""

@@ -15,6 +15,7 @@ from ..encoders.base import Progress, TextEncoder
 from ..errors import SanitizerError
 from ..model.config import ConceptSpec, SanitizerConfig
 from ..model.header import MOST_REPLACEMENTS, TRAINED_ON, Header, Replacement
+from ..model.provenance import Provenance
 from ..model.sanitizer import EmbeddingSanitizer
 from ..prompts.concepts import FOLDER, Concept, available, digest, evenly, load_concept, load_concepts
 from ..prompts.generator import Prompt, full_size, training_prompts
@@ -24,6 +25,7 @@ from .config import TrainingConfig
 from .dataset import EncodedDataset, Labels, Spans
 from .detector import train_detector
 from .eraser import train_eraser
+from .provenance import measure_provenance
 from .report import Report, make_report
 
 FEWEST_PROMPTS = 64
@@ -71,7 +73,9 @@ def fit(
         dataset = EncodedDataset.encode(encoder, [prompt.text for prompt in prompts], config, progress)
         prompts = _whole_units(prompts, len(dataset))
         labels = Labels(prompts, dataset, concepts)
-        sanitizer = _new_sanitizer(encoder, concepts, dataset, labels, config)
+        texts = [prompt.text for prompt in prompts]
+        provenance = measure_provenance(encoder, dataset, texts, config, seed, progress)
+        sanitizer = _new_sanitizer(encoder, concepts, dataset, labels, provenance, config)
         sanitizer.to(device or "cpu").train()
         spans = Spans(dataset, labels, sanitizer.config.score_span)
         train_detector(sanitizer, spans, config, progress)
@@ -108,7 +112,12 @@ def _whole_units(prompts: list[Prompt], encoded: int) -> list[Prompt]:
 
 
 def _new_sanitizer(
-    encoder: TextEncoder, concepts, dataset: EncodedDataset, labels: Labels, training: TrainingConfig
+    encoder: TextEncoder,
+    concepts,
+    dataset: EncodedDataset,
+    labels: Labels,
+    provenance: Provenance | None,
+    training: TrainingConfig,
 ) -> EmbeddingSanitizer:
     fingerprint, normalizer = encoder.fingerprint, dataset.normalizer
     if not labels.aligned:
@@ -124,12 +133,17 @@ def _new_sanitizer(
         score_span=0 if normalizer.window else training.score_span,
         rank=min(width, training.rank),
         pooled_rank=min(pooled, training.pooled_rank),
+        verified=True,
+        directions=0 if provenance is None else len(provenance.directions),
         concept_rank=min(width, training.concept_rank),
         pooled_concept_rank=min(pooled, training.concept_rank),
     )
     sanitizer = EmbeddingSanitizer(config)
     for name in ("mean", "std", "constant", *(("pooled_mean", "pooled_std") if pooled else ())):
         getattr(sanitizer, name).copy_(getattr(normalizer, name))
+    if provenance is not None:
+        for name in ("mean", "variance", "bounds", *(("directions",) if len(provenance.directions) else ())):
+            getattr(sanitizer, f"provenance_{name}").copy_(getattr(provenance, name))
     return sanitizer
 
 
