@@ -13,6 +13,8 @@ class _Encoder(torch.nn.Module, ClipTokenWeightEncoder):
         super().__init__()
         self.transformer = encoder.model
         self.layer, self.layer_idx = "last", None
+        # As in Stable Diffusion 1.5: clip-skip -1 is the last layer.
+        self.layer_norm_hidden_state = True
 
     def forward(self, tokens):
         ids = torch.tensor(tokens)
