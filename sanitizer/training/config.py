@@ -127,8 +127,8 @@ class TrainingConfig:
     """Share of the prompts measured that lies beyond the quantile which sets the bounds."""
     provenance_margin: float = 13.0
     """Times that the bounds lie as far out as that quantile. Of 14,900 captions, people's prompts and single words the
-    farthest lies 5 times as far out as it, the median of whole prompts with the weight .5 8 times, and that of prompts
-    of another layer 20 times. At 10, whole prompts with the weight .6 are refused now and then."""
+    farthest lies 5 times as far out as it, and so does the median of whole prompts with the weight .6; the median of
+    prompts of another layer 20 times. At 10, whole prompts with the weight .6 are refused now and then."""
     rounding: float = 0.01
     """Share of its size by which a channel may be off in half precision, which sets the least variance along a
     direction: bfloat16 rounds by .004, and an encoder that computes in it is off by .005 on `minilm-causal`."""
