@@ -119,7 +119,7 @@ class TrainingConfig:
     """Training prompts that are measured, at most."""
     varied_prompts: int = 800
     """Further prompts of all lengths, at most; a twentieth of the training prompts where that is fewer."""
-    fewest_varied: int = 64
+    fewest_varied: int = 16
     """And at least."""
     most_words: int = 300
     """Words of the longest of them."""
