@@ -129,6 +129,8 @@ class TrainingConfig:
     """Times that the bounds lie as far out as that quantile. Of 14,900 captions, people's prompts and single words the
     farthest lies 5 times as far out as it, and so does the median of whole prompts with the weight .6; the median of
     prompts of another layer 20 times. At 10, whole prompts with the weight .6 are refused now and then."""
+    farthest_scale: float = 100.0
+    """Scale beyond which embeddings are refused in any case: far above it float32 has nothing left to scale back."""
     rounding: float = 0.01
     """Share of its size by which a channel may be off in half precision, which sets the least variance along a
     direction: bfloat16 rounds by .004, and an encoder that computes in it is off by .005 on `minilm-causal`."""
