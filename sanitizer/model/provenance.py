@@ -103,9 +103,11 @@ class Provenance:
             parts += [((pooled - self._pooled_zero) ** 2).mean(dim=-1, keepdim=True).clamp_min(1e-12).log()]
         return torch.cat(parts, dim=1) if parts else x.new_zeros(len(x), 0)
 
-    def check(self, x: Tensor, weight: Tensor, pooled: Tensor | None, batch: int) -> None:
-        """Refuse the windows that lie outside the bounds. Raises SanitizerError."""
-        off, spread = self._off(x, weight, pooled)
+    def check(self, x: Tensor, weight: Tensor, pooled: Tensor | None, there: Tensor) -> None:
+        """Refuse the windows that lie outside the bounds. there (B,) bool: False for a prompt whose pooled vector is
+        all zero, which normalized looks like one that is merely tiny. Raises SanitizerError."""
+        windows = len(x) // len(there)
+        off, spread = self._off(x, weight, pooled, there.repeat_interleave(windows))
         values = off / spread
         count = len(self.directions)
         if count:
@@ -120,7 +122,7 @@ class Provenance:
             if alien.any():
                 w = int(alien.nonzero()[0])
                 raise SanitizerError(
-                    f"Embedding of prompt {w // (len(x) // batch) + 1}: {name}: expected {low:.1f} to {high:.1f}, "
+                    f"Embedding of prompt {w // windows + 1}: {name}: expected {low:.1f} to {high:.1f}, "
                     f"found {float(value[w]):.1f}. {REMEDY}"
                 )
 
@@ -142,7 +144,9 @@ class Provenance:
             pooled = ((pooled - self._pooled_zero) * other[:, None] + self._pooled_zero).clamp(-clip, clip)
         return UsualSize(x, pooled, own, other)
 
-    def _off(self, x: Tensor, weight: Tensor, pooled: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _off(
+        self, x: Tensor, weight: Tensor, pooled: Tensor | None, there: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """(W, K + S): how far the readings are from what the length lets expect, 0 where nothing is there to be read;
         and the standard deviations."""
         counts = weight.sum(dim=1)
@@ -152,7 +156,8 @@ class Provenance:
         if count:
             off[:, : count + 1] = torch.where(counts[:, None] > 0, off[:, : count + 1], 0.0)
         if pooled is not None:
-            off[:, -1] = torch.where((pooled == self._pooled_zero).all(dim=-1), 0.0, off[:, -1])
+            there = (pooled != self._pooled_zero).any(dim=-1) if there is None else there
+            off[:, -1] = torch.where(there, off[:, -1], 0.0)
         return off, (known[:, :2] @ self.variance).sqrt()
 
     @property

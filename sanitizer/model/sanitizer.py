@@ -280,7 +280,8 @@ class EmbeddingSanitizer(nn.Module):
         if self.config.verified and not trusted:
             check_start(raw, self.constant, length if self.config.directions else self.config.window, self.config)
             if (provenance := self.provenance) is not None:
-                provenance.check(x, weight, vector, batch)
+                there = (embeddings[:, 0] if pooled is None else pooled).ne(0).any(dim=1)
+                provenance.check(x, weight, vector, there.to(device))
         return x, weight, vector
 
     def _check(self, embeddings: Tensor, mask: Tensor | None, pooled: Tensor | None) -> None:

@@ -119,7 +119,7 @@ class TrainingConfig:
     """Training prompts that are measured, at most."""
     varied_prompts: int = 800
     """Further prompts of all lengths, at most; a twentieth of the training prompts where that is fewer."""
-    fewest_varied: int = 64
+    fewest_varied: int = 16
     """And at least."""
     most_words: int = 300
     """Words of the longest of them."""
@@ -127,8 +127,10 @@ class TrainingConfig:
     """Share of the prompts measured that lies beyond the quantile which sets the bounds."""
     provenance_margin: float = 13.0
     """Times that the bounds lie as far out as that quantile. Of 14,900 captions, people's prompts and single words the
-    farthest lies 5 times as far out as it, the median of whole prompts with the weight .5 8 times, and that of prompts
-    of another layer 20 times. At 10, whole prompts with the weight .6 are refused now and then."""
+    farthest lies 5 times as far out as it, and so does the median of whole prompts with the weight .6; the median of
+    prompts of another layer 20 times. At 10, whole prompts with the weight .6 are refused now and then."""
+    farthest_scale: float = 100.0
+    """Scale beyond which embeddings are refused in any case: far above it float32 has nothing left to scale back."""
     rounding: float = 0.01
     """Share of its size by which a channel may be off in half precision, which sets the least variance along a
     direction: bfloat16 rounds by .004, and an encoder that computes in it is off by .005 on `minilm-causal`."""

@@ -3,6 +3,7 @@
 N prompts, D channels, P pooled channels, K directions, S sizes.
 """
 
+import math
 import random
 from collections.abc import Sequence
 
@@ -69,6 +70,9 @@ def measure_provenance(
     # Never nearer than what chance alone makes of few prompts.
     bounds = config.provenance_margin * torch.stack([ends[0].clamp_max(-1.0), ends[1].clamp_min(1.0)])
     bounds[0, 0] = 0.0
+    # However much the sizes vary; of the shortest prompts, whose deviations are the largest. A size is a square.
+    farthest = 2 * math.log(config.farthest_scale) / variance[:, count:].sum(dim=0).sqrt()
+    bounds[:, 1:] = torch.minimum(bounds[:, 1:].abs(), farthest) * bounds[:, 1:].sign()
     return Provenance(normalizer, directions, mean, variance, bounds)
 
 

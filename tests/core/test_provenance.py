@@ -109,7 +109,7 @@ def test_a_conditioning_of_zeros_carries_no_prompt_and_passes(verified):
     assert not out.changed.any()
 
 
-@pytest.mark.parametrize("scale", [1e-4, 0.01, 100.0])
+@pytest.mark.parametrize("scale", [1e-12, 1e-4, 0.005, 200.0])
 def test_a_conditioning_scaled_beyond_all_measure_is_refused(trained, scale):
     encoder, sanitizer, _ = trained
     e = encoder.encode(UNSAFE)
@@ -141,8 +141,9 @@ def test_a_scaled_prompt_is_scored_and_erased_at_its_usual_size(masked, scale):
 def test_a_pooled_vector_of_another_size_is_not_taken_as_it_is(causal):
     encoder, sanitizer, _ = causal
     e = encoder.encode(UNSAFE)
-    with pytest.raises(SanitizerError, match="size of the pooled vector"):
-        sanitizer.sanitize(e.embeddings, e.mask, 1e-5 * e.pooled)
+    for scale in (1e-12, 1e-6, 1e-3):
+        with pytest.raises(SanitizerError, match="size of the pooled vector"):
+            sanitizer.sanitize(e.embeddings, e.mask, scale * e.pooled)
     x, weight, pooled = sanitizer._prepare(e.embeddings, e.mask, 0.1 * e.pooled, trusted=False)
     usual = sanitizer.provenance.at_usual_size(x, weight, pooled, sanitizer.config.size_deviations)
     assert torch.equal(usual.x, x) and (usual.pooled_factor > 3).all()

@@ -56,8 +56,8 @@ def test_progress_is_told_and_can_interrupt(tiny_encoder, tiny_concept):
         stages.append(stage)
 
     fit(tiny_encoder(), [tiny_concept], progress=listen, **SMALL)
-    assert list(dict.fromkeys(stages)) == ["encode", "score net", "erase net", "calibrate", "report"]
-    for at in ("encode", "score net", "erase net", "report"):
+    assert list(dict.fromkeys(stages)) == ["encode", "measure", "score net", "erase net", "calibrate", "report"]
+    for at in ("encode", "measure", "score net", "erase net", "report"):
 
         def stop(stage, done, total, values, at=at):
             if stage == at:
