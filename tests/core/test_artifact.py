@@ -160,6 +160,7 @@ def test_pickles_are_refused_unread(saved):
         (lambda t: t, with_info(lambda i: i["config"]["rewrite"].update(rounds=10**6)), "rewrite.rounds"),
         (lambda t: t, with_info(lambda i: i["config"]["rewrite"].update(surprise=1)), "damaged header"),
         (lambda t: t, with_info(lambda i: i.update(report=[])), "report"),
+        (lambda t: t, with_info(lambda i: i.update(anchors={"redness": [["crimson", "olive"]]})), "anchors of"),
         (lambda t: {k: v for k, v in t.items() if k != "mean"}, lambda m: m, "lacks the tensor mean"),
         (lambda t: {**t, "extra": torch.zeros(1)}, lambda m: m, "unknown tensor extra"),
         (lambda t: {**t, "mean": t["mean"].half()}, lambda m: m, "F16"),
