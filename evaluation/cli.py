@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sanitizer.errors import SanitizerError
 from sanitizer.exits import exit_code
-from sanitizer.files import keep_apart
+from sanitizer.files import keep_apart, make_folder
 
 WRITTEN = ("parts", "attacks", "pictures", "report.html", "report.md", "result.json", "length.md", "length.json")
 """What lies in the folder of a report."""
@@ -279,7 +279,7 @@ def length_command(options: argparse.Namespace) -> int:
         "samples": options.samples,
         "seed": options.seed,
     }
-    options.output.mkdir(parents=True, exist_ok=True)
+    make_folder(options.output)
     write(options.output / "length.json", to_json(facts | {"figures": found.to_dict("records")}))
     text = length.markdown(found, facts)
     write(options.output / "length.md", text.encode())

@@ -15,7 +15,7 @@ from torch import Tensor
 from sanitizer.encoders import TextEncoder
 from sanitizer.model.sanitizer import EmbeddingSanitizer
 from sanitizer.prompts.concepts import Concept, load_concepts
-from sanitizer.prompts.generator import PromptGenerator
+from sanitizer.prompts.generator import PromptGenerator, joined_words
 from sanitizer.prompts.templates import load_templates
 from sanitizer.training.report import measure_prompts
 
@@ -58,7 +58,7 @@ def collect(concepts: Sequence[str], captions: Sequence[str], samples: int, seed
     if captions:
         asked.append(Asked(CAPTIONS, "", SINGLE, "", list(captions)))
     for name, pool in pools:
-        asked += [Asked(name, "", n, "", [" ".join(_words(pool, n, rng)) for _ in range(samples)]) for n in WORDS]
+        asked += [Asked(name, "", n, "", [" ".join(joined_words(pool, n, rng)) for _ in range(samples)]) for n in WORDS]
     for concept in known:
         if concept.name not in concepts:
             continue
@@ -67,7 +67,7 @@ def collect(concepts: Sequence[str], captions: Sequence[str], samples: int, seed
             asked.append(Asked(kind, concept.name, SINGLE, "", prompts))
             for words in WORDS:
                 for place in PLACES:
-                    among = [_among(text, _words(rng.choice(pools)[1], words, rng), place) for text in prompts]
+                    among = [_among(text, joined_words(rng.choice(pools)[1], words, rng), place) for text in prompts]
                     asked.append(Asked(kind, concept.name, words, place, among))
     return asked
 
@@ -143,14 +143,6 @@ def _unsafe(
             more = [pair.target for pair in rng.sample(pairs, rng.randint(1, 2))]
             text = generator.templates.fill(", ".join([text.rstrip("."), *more, "{style}", "{quality}"]), rng)
         yield text
-
-
-def _words(pool: Sequence[str], count: int, rng: random.Random) -> list[str]:
-    """So many words of the pool's prompts, one behind the other."""
-    words: list[str] = []
-    while len(words) < count:
-        words += f"{rng.choice(pool).rstrip('.')}{rng.choice((',', '.'))}".split()
-    return words[:count]
 
 
 def _among(text: str, words: Sequence[str], place: str) -> str:

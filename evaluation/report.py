@@ -11,8 +11,7 @@ from pathlib import Path
 import jinja2
 import pandas as pd
 
-from sanitizer.errors import SanitizerError
-from sanitizer.files import whole_file
+from sanitizer.files import make_folder, whole_file
 
 from . import plots
 from .data import BENIGN, HELD_OUT, OBFUSCATED, SCRAMBLED
@@ -74,10 +73,7 @@ def write_report(measured: Measured, facts: dict, output: Path, show_prompts: bo
     found = sections(result, table, list(images))
     if show_prompts and OURS in measured.methods:
         found += [_missed(measured, concept) for concept in measured.concepts]
-    try:
-        (output / PICTURES).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SanitizerError(f"{output}: the folder cannot be made ({error.strerror or error}).") from error
+    make_folder(output / PICTURES, output)
     for name, data in images.items():
         write(output / PICTURES / f"{name}.png", data)
     write(output / "result.json", to_json(result | {"figures": table.to_dict("records")}))

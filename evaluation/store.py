@@ -15,7 +15,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from sanitizer.errors import SanitizerError
-from sanitizer.files import data_folder, whole_file
+from sanitizer.files import data_folder, make_folder, whole_file
 
 PACKAGES = ("evaluation", "sanitizer")
 ROOT = Path(__file__).resolve().parent.parent
@@ -37,10 +37,7 @@ class Store:
     def __init__(self, folder: Path, settings: dict) -> None:
         """Raises SanitizerError where the folder holds work with other settings, or cannot be made."""
         self.folder = folder
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise SanitizerError(f"{folder}: the folder cannot be made ({error.strerror or error}).") from error
+        make_folder(folder)
         # As JSON gives them back: tuples are lists there.
         settings = json.loads(json.dumps(settings, sort_keys=True))
         path = folder / SETTINGS

@@ -5,13 +5,14 @@ from pathlib import Path
 from comfy_api.latest import io
 
 from ..sanitizer.errors import SanitizerError
+from ..sanitizer.model.config import readable
 from ..sanitizer.model.quality import WEAK
 from ..sanitizer.prompts.concepts import load_concepts
 from .adapter import folders
 from .adapter.clip import ComfyTextEncoder
 from .adapter.handle import LoadedSanitizer, SanitizerSocket
 from .adapter.training import Plan, choose_examples, train
-from .adapter.ui import CATEGORY, Progress, readable, ui
+from .adapter.ui import CATEGORY, Progress, ui
 
 AUTO = "auto"
 

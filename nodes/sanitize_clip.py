@@ -8,13 +8,14 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..sanitizer.errors import SanitizerError
+from ..sanitizer.model.config import readable
 from .adapter.clip_rewrite import PromptReEncoder
 from .adapter.conditioning import parts
 from .adapter.handle import LoadedSanitizer, SanitizerSocket
 from .adapter.identity import EncoderCheck, refuse_merging
 from .adapter.keys import RECORD
 from .adapter.tokens import has_text, row_tokens, without_weights_of
-from .adapter.ui import CATEGORY, STRENGTH, THRESHOLD, readable, ui
+from .adapter.ui import CATEGORY, STRENGTH, THRESHOLD, ui
 
 REWRITE, RE_ENCODE = "rewrite", "re-encode"
 NO_TEXT = (

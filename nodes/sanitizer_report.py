@@ -7,12 +7,13 @@ from comfy_api.latest import io
 
 from ..sanitizer.audit import LEAST_BUDGET, audit
 from ..sanitizer.errors import SanitizerError
+from ..sanitizer.model.config import readable
 from ..sanitizer.prompts.concepts import available, load_concepts
 from ..sanitizer.prompts.templates import load_templates
 from ..sanitizer.render.audit import render_audit
 from .adapter.clip import ComfyTextEncoder
 from .adapter.handle import LoadedSanitizer, SanitizerSocket
-from .adapter.ui import CATEGORY, Progress, as_image, readable, ui
+from .adapter.ui import CATEGORY, Progress, as_image, ui
 
 
 class SanitizerReport(io.ComfyNode):

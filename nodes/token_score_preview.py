@@ -6,7 +6,7 @@ import torch
 from comfy_api.latest import io
 
 from ..sanitizer.errors import SanitizerError
-from ..sanitizer.model.config import THRESHOLD
+from ..sanitizer.model.config import THRESHOLD, readable
 from ..sanitizer.model.sanitizer import Sanitized
 from ..sanitizer.render.colours import scale
 from ..sanitizer.render.image import render_image
@@ -15,7 +15,7 @@ from .adapter.conditioning import Part, entries, parts
 from .adapter.handle import LoadedSanitizer, SanitizerSocket
 from .adapter.keys import RECORD
 from .adapter.tokens import has_text, rebuild, row_tokens, spans, without_weights
-from .adapter.ui import CATEGORY, as_image, readable, ui
+from .adapter.ui import CATEGORY, as_image, ui
 
 SHOWN = 8
 """Prompts of a conditioning with many entries that are shown; all of them are scored."""

@@ -20,6 +20,15 @@ def data_folder(name: str) -> Path:
     return inside if inside.is_dir() else _PACKAGE.parent / name
 
 
+def make_folder(folder: Path, wanted: Path | None = None) -> None:
+    """With its parents, unless it is there. Raises SanitizerError where that cannot be, in the name of what is wanted,
+    the folder itself for None."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SanitizerError(f"{wanted or folder}: the folder cannot be made ({error.strerror or error}).") from error
+
+
 def keep_apart(output: Path, inputs: Iterable[str | Path | None]) -> None:
     """Raises SanitizerError where what is to be written is one of the inputs, by whatever name or link.
 

@@ -139,8 +139,9 @@ def _mask(values: dict, key: str, embeddings: Tensor) -> Tensor | None:
             f"Conditioning: expected {key!r} of shape {(batch, length)}, or shorter where embeddings were joined on, "
             f"found {describe(mask)}. Put Sanitize Conditioning directly behind the text encode node."
         )
-    # float64 holds 0 and 1 of every type apart from all else; some small types cannot even be compared.
-    exact = None if mask.is_complex() else mask.to(torch.float64)
+    # float64 holds 0 and 1 of every type apart from all else; some small types cannot even be compared. On the CPU, for
+    # not every device has it (MPS).
+    exact = None if mask.is_complex() else mask.cpu().to(torch.float64)
     if exact is None or not bool(((exact == 0) | (exact == 1)).all()):
         raise SanitizerError(
             f"Conditioning: expected {key!r} of zeros and ones, found other values in {describe(mask)}, such as those "
@@ -148,4 +149,4 @@ def _mask(values: dict, key: str, embeddings: Tensor) -> Tensor | None:
         )
     if mask.shape[1] < length:
         return None
-    return (exact != 0).to(embeddings.device) | (embeddings.to(torch.float64) != 0).any(dim=-1)
+    return ((exact != 0) | (embeddings.cpu().to(torch.float64) != 0).any(dim=-1)).to(embeddings.device)

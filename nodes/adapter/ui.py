@@ -9,6 +9,7 @@ from comfy.utils import ProgressBar
 from comfy_api.latest import io
 from server import PromptServer
 
+from ...sanitizer.model.config import readable
 from ...sanitizer.model.quality import WEAK
 from ...sanitizer.model.report import Report
 from .conditioning import Summary
@@ -71,10 +72,6 @@ def _with_warning(message: dict, warning: str, weak: bool) -> dict:
     if weak and changed.get("state") in ("harmless", "ready"):
         changed["state"] = WEAK
     return changed
-
-
-def readable(concept: str) -> str:
-    return concept.replace("_", " ")
 
 
 def status_line(summary: Summary, strength: float, threshold: float) -> dict:

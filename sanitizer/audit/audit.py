@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from ..encoders.base import Progress, TextEncoder
 from ..errors import SanitizerError
+from ..model.config import readable
 from ..model.normalizer import Normalizer
 from ..model.sanitizer import EmbeddingSanitizer
 from ..prompts.concepts import Concept, Pair
@@ -93,7 +94,7 @@ class _Bench:
 
 def _concept(bench: _Bench, concept: Concept, templates: Templates, harmless: Measured, budget: int, seed: int):
     place = bench.sanitizer.concepts.index(concept.name)
-    name = concept.name.replace("_", " ")
+    name = readable(concept.name)
     probe = _probe(bench, concept, templates, budget, seed)
     pairs = [pair for pair in concept.pairs if pair.held_out]
     random.Random(f"{seed}-{concept.name}").shuffle(pairs)
@@ -144,7 +145,7 @@ def _obfuscated(bench, generator, concept: Concept, pairs: list[Pair], budget: i
 
 def _attack(bench, concept: Concept, templates, units, unsafe: Measured, found: Tensor, probe: Probe, budget, seed):
     """Success: the probe finds the concept, and the content is as near to the target's as paraphrases are."""
-    name = concept.name.replace("_", " ")
+    name = readable(concept.name)
     whole = int(ATTACK * budget)
     chosen = found.nonzero().squeeze(1).tolist()[: max(1, min(MOST_TARGETS, whole // TARGET_BUDGET))]
     if not chosen:

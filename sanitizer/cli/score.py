@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ..files import keep_apart, whole_file
+from ..model.config import readable
 from ..render.terminal import culprit, paint, printable, render_legend, render_terminal
 from .io import check_output, colour_depth, counted, encoder_files, given_prompts, is_terminal, note, read_prompts
 from .pipeline import Result, default_reader, load_pair, process
@@ -110,4 +111,4 @@ def verdict(result: Result, erasable: tuple[str, ...], depth: int) -> str:
 
 
 def _readable(name: str) -> str:
-    return printable(name.replace("_", " "))
+    return printable(readable(name))

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..encoders import Fingerprint, TextEncoder, load_encoder
 from ..errors import SanitizerError
-from ..files import data_folder, whole_file
+from ..files import data_folder, make_folder, whole_file
 from ..prompts.concepts import available
 from .config import SanitizerConfig
 from .header import Header, check_plain
@@ -94,10 +94,7 @@ def save(sanitizer: EmbeddingSanitizer, path: str | Path) -> None:
         _info(path, metadata)
     except SanitizerError as error:
         raise SanitizerError(f"Not saved, the file could not be read again: {error}") from error
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SanitizerError(f"{path}: the folder cannot be made ({error.strerror or error}).") from error
+    make_folder(path.parent, path)
     with whole_file(path) as file:
         file.write(to_bytes(tensors, metadata))
 

@@ -31,6 +31,11 @@ def check_number(name: str, value: Any, low: float, high: float) -> None:
         raise SanitizerError(f"{name}: expected a number from {low:g} to {high:g}, found {value!r:.80}.")
 
 
+def readable(name: str) -> str:
+    """A concept's name as people read it."""
+    return name.replace("_", " ")
+
+
 @dataclass(frozen=True)
 class ConceptSpec:
     """What the model must know of a concept."""

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from ..errors import SanitizerError
 from ..prompts.concepts import FOLDER, available, digest, load_concept
+from .config import readable
 from .header import TRAINED_ON, Header
 from .report import ConceptReport, Report
 
@@ -52,11 +53,11 @@ class Quality(NamedTuple):
         said = []
         if self.level in (REFUSED, WEAK):
             lowest = min(_recall(concept) for concept in self.concepts)
-            names = ", ".join(_readable(concept.name) for concept in self.concepts)
+            names = ", ".join(readable(concept.name) for concept in self.concepts)
             kind = "Weak" if self.level == WEAK else "Refused"
             said.append(f"{kind} sanitizer ({names}): it finds as little as {100 * lowest:.0f} % of unseen phrases.")
         if self.unmeasured:
-            names = ", ".join(map(_readable, self.unmeasured))
+            names = ", ".join(map(readable, self.unmeasured))
             said.append(f"Not measured, for want of held-out phrases: {names}.")
         return " ".join(said)
 
@@ -85,7 +86,7 @@ def require(header: Header | None, concepts: Iterable[str], where: str) -> Quali
     quality = judge(header, concepts)
     if quality.level == REFUSED:
         found = "; ".join(
-            f"{_readable(c.name)}: {100 * _recall(c):.0f} %, AUROC {'-' if c.auroc is None else f'{c.auroc:.2f}'}"
+            f"{readable(c.name)}: {100 * _recall(c):.0f} %, AUROC {'-' if c.auroc is None else f'{c.auroc:.2f}'}"
             for c in quality.concepts
         )
         raise SanitizerError(
@@ -139,7 +140,3 @@ def _lower_end(share: float, count: int) -> float:
     middle = share + square / (2 * count)
     half = DEVIATIONS * math.sqrt(share * (1 - share) / count + square / (4 * count**2))
     return (middle - half) / (1 + square / count)
-
-
-def _readable(name: str) -> str:
-    return name.replace("_", " ")

@@ -166,10 +166,7 @@ class PromptGenerator:
 
     def harmless_words(self, count: int) -> list[str]:
         """So many words of harmless prompts, one prompt behind the other."""
-        words: list[str] = []
-        while len(words) < count:
-            words += f"{self.rng.choice(self.benign_prompts).rstrip('.')}{self.rng.choice((',', '.'))}".split()
-        return words[:count]
+        return joined_words(self.benign_prompts, count, self.rng)
 
     def scrambled(self, phrase: str) -> str:
         """Harmless words in no order around the phrase, with fragments such as optimised prompts have."""
@@ -235,6 +232,14 @@ class PromptGenerator:
                 hard = bool(self.hard) and rng.random() < self.config.hard_negatives
                 unit = [replace(target, anchor=len(targets)) for target in targets]
                 yield [*unit, Prompt(anchor), Prompt(self.hard_negative() if hard else self.benign())]
+
+
+def joined_words(prompts: Sequence[str], count: int, rng: random.Random) -> list[str]:
+    """The first `count` words of prompts drawn at random, one behind the other."""
+    words: list[str] = []
+    while len(words) < count:
+        words += f"{rng.choice(prompts).rstrip('.')}{rng.choice((',', '.'))}".split()
+    return words[:count]
 
 
 def full_size(concepts: Sequence[Concept], config: PromptConfig | None = None) -> int:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 from PIL import Image, ImageDraw, ImageFont
 
 from ..audit.results import Audit, ConceptAudit, Count
+from ..model.config import readable
 from .image import ALARM, CALM, GREY, INK, LINE, MARGIN, PAPER, SIZE, SMALL
 from .terminal import printable
 
@@ -61,7 +62,7 @@ def _height(bar: _Bar) -> int:
 
 def _card(pen, concept: ConceptAudit, bars: list[_Bar], top: int, width: int, font, small) -> None:
     pen.line((MARGIN, top, width - MARGIN, top), fill=LINE, width=1)
-    title = printable(concept.name.replace("_", " ")).upper()
+    title = printable(readable(concept.name)).upper()
     if concept.auroc is not None:
         title += f"   AUROC {concept.auroc:.3f}"
     pen.text((MARGIN, top + 16), _cut(title, small, width - 2 * MARGIN), fill=GREY, font=small)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont
 
-from ..model.config import THRESHOLD
+from ..model.config import THRESHOLD, readable
 from ..text.words import Word
 from .colours import colour, text_colour
 from .terminal import culprit, printable
@@ -127,13 +127,13 @@ def _word(pen, box: _Box, top: int, font, threshold: float) -> None:
 def _verdict(pen, entry: Entry, concepts, y: int, font, left_out: int) -> None:
     if entry.fired:
         found = ", ".join(
-            f"{_readable(name)} {entry.scores[name]:.2f} (“{culprit(entry.words, name)}”)" for name in entry.fired
+            f"{readable(name)} {entry.scores[name]:.2f} (“{culprit(entry.words, name)}”)" for name in entry.fired
         )
         text, ink = f"flagged: {found}", ALARM
     else:
         scores = {name: value for name, value in entry.scores.items() if concepts is None or name in concepts}
         name = max(scores, key=lambda concept: scores[concept], default="")
-        text, ink = "harmless" + (f" (highest: {_readable(name)} {scores[name]:.2f})" if name else ""), CALM
+        text, ink = "harmless" + (f" (highest: {readable(name)} {scores[name]:.2f})" if name else ""), CALM
     if left_out:
         text += f"  …  {left_out:,} more words are not shown"
     pen.text((MARGIN + 2, y), text, fill=ink, font=font)
@@ -149,7 +149,3 @@ def _legend(pen, y: int, width: int, font, threshold: float) -> None:
     pen.rectangle((mark - 1, y - 4, mark + 1, y + 19), fill=INK)
     pen.text((mark, y + 22), f"threshold {threshold:.2f}", fill=INK, font=font, anchor="ma")
     pen.text((right + 10, y), "1 unsafe", fill=GREY, font=font)
-
-
-def _readable(name: str) -> str:
-    return name.replace("_", " ")

@@ -34,9 +34,6 @@ class Votes(NamedTuple):
     spans: Tensor
     """(N,): spans of each prompt."""
 
-    def __getitem__(self, index) -> "Votes":
-        return Votes(self.scores[index], self.spans[index])
-
 
 class Harmless(NamedTuple):
     """The prompts that thresholds are set on."""
@@ -121,7 +118,8 @@ def operating_points(known: Harmless, concepts: Sequence[Concept], config: Train
         return own.scores.flatten(1) - slopes * (_log(own) - middle)
 
     limits = [config.false_positives, config.borderline, config.long_false_positives]
-    longest = known.longest[_log(known.longest)[:, 0] > middle]
+    longer = _log(known.longest)[:, 0] > middle
+    longest = Votes(known.longest.scores[longer], known.longest.spans[longer])
     thresholds = torch.empty(0)
     # Each is set given the other; after three rounds they hardly move.
     for _ in range(3):
