@@ -159,15 +159,16 @@ def joint_thresholds(
     proportion to `parts` (C,), that keep every limit: scores (M, C) and the share of them that may be at or above one
     of the counted (C, bool) thresholds.
 
-    Of few prompts the highest score says little: there the tail is fitted and followed beyond it.
+    Where such a share lies is told by a fit to the tail and not by a quantile: one in a thousand of the prompts at hand
+    is one or two of them, and the threshold of a whole concept would hang on these.
     """
     share = limits[0][1]
-    if len(scores) * share < config.few:
-        return tail_thresholds(scores, share * parts / parts[counted].sum().clamp_min(1e-6), config.tail)
 
     def thresholds(part: float) -> Tensor:
-        columns = zip(scores.unbind(1), (part * parts).clamp(max=1.0).tolist(), strict=True)
-        return torch.stack([torch.quantile(column, 1 - allowed) for column, allowed in columns])
+        return tail_thresholds(scores, (part * parts).clamp(1e-9, 1.0), config.tail)
+
+    if len(scores) * share < config.few:
+        return thresholds(share / float(parts[counted].sum().clamp_min(1e-6)))
 
     def kept(found: Tensor) -> bool:
         touched = ((own >= found)[:, counted].any(dim=1).float().mean() <= most for own, most in limits if len(own))
@@ -185,13 +186,16 @@ def joint_thresholds(
 
 
 def tail_thresholds(scores: Tensor, shares: Tensor, tail: float) -> Tensor:
-    """(N, K), (K,) -> (K,): where an exponential fit to the upper tail, a share `tail` of the scores,
-    is reached by the concept's share.
+    """(N, K), (K,) -> (K,): what the concept's share of the scores reaches: a quantile, and for a share below `tail`,
+    which few scores tell, an exponential fit to the upper tail, a share `tail` of the scores.
 
     Scores above u exceed it by an exponential of their mean m, so that P(score > t) = P(score > u) exp(-(t - u) / m)
     (Pickands 1975, with shape 0).
     """
-    start = torch.quantile(scores, 1 - tail, dim=0)
+    wide = [
+        torch.quantile(own, 1 - max(share, tail)) for own, share in zip(scores.unbind(1), shares.tolist(), strict=True)
+    ]
+    start = torch.stack(wide)
     above = scores > start
     mean = ((scores - start) * above).sum(dim=0) / above.sum(dim=0).clamp_min(1)
     return start + mean * (tail / shares).clamp_min(1.0).log()

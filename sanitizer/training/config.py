@@ -23,8 +23,9 @@ class TrainingConfig:
     """Prompts are encoded in order of length within so many batches, which saves padding."""
     padding_kept: int = 8
     """Padding embeddings kept of a prompt, evenly spaced, the last one among them; each stands for several."""
-    memory: int = 3 * 2**29
-    """Bytes of kept embeddings after which encoding stops; the set so far is used."""
+    memory: int = 5 * 2**29
+    """Bytes of kept embeddings after which encoding stops; the set so far is used. The full set of all concepts takes
+    2.5 GB at 384 channels."""
     dead: float = 1e-3
     """A channel whose standard deviation is below this share of the median one carries no prompt and is left alone:
     MiniLM has three, and scaling them up takes the output off the encoder's manifold."""
@@ -51,7 +52,8 @@ class TrainingConfig:
 
     # Optimisation.
     score_steps: int = 0
-    """Optimiser steps of the score net; 0: 1000 and a tenth of the training prompts."""
+    """Optimiser steps of the score net; 0: 1000 and 35 for every hundred training prompts. Of single unseen phrases 68
+    and 65 % are flagged after 20,000 steps, 58 and 53 % after 6,500 (full set, nudity and violence on `minilm`)."""
     erase_steps: int = 0
     """Optimiser steps of the erase net; 0: 900 and a thirty-fifth of the training prompts. More of them overfit
     which anchor is meant."""
@@ -63,6 +65,12 @@ class TrainingConfig:
     """Of AdamW, after a warm-up of a twentieth of the steps, with cosine decay."""
     weight_decay: float = 0.02
     """Of AdamW."""
+    spliced: float = 0.4
+    """Share of the windows of a causal encoder that are spliced of two, see :class:`.dataset._Splices`. Of held-out
+    prompts with several phrases that are flagged alone, 78 and 55 % are flagged among 50 harmless words with it, 65 and
+    45 % without (nudity and violence on `minilm-causal`, full set, 6,500 steps), with fewer captions touched."""
+    spliced_unsafe: float = 0.35
+    """Share of these whose back holds a phrase; else the net would learn that a phrase stands in front."""
     noise: float = 0.1
     """Standard deviations of noise on the input embeddings."""
     dropout: float = 0.2
@@ -92,9 +100,9 @@ class TrainingConfig:
     about the concepts' own topics, chosen to be hard: of captions and everyday prompts it is below 0.5 %."""
     borderline: float = 0.15
     """The same of its hard negatives."""
-    long_false_positives: float = 0.03
+    long_false_positives: float = 0.05
     """The same of texts of several of the everyday prompts, of each of which a quarter is about a concept's own topics:
-    of captions one behind the other it is below 1 %."""
+    of captions one behind the other it is about 1 %."""
     long_words: tuple[int, ...] = (15, 25, 50, 100)
     """Words of these texts."""
     longest: tuple[int, ...] = (200, 300)
@@ -106,9 +114,11 @@ class TrainingConfig:
     slope_prompts: int = 6000
     """Training prompts that set the slope of the scores, at most."""
     few: int = 5
-    """Harmless prompts above the thresholds, under which a tail is fitted instead of a quantile taken."""
+    """Harmless prompts above the thresholds; where fewer are allowed, none are counted, and the fit alone decides."""
     tail: float = 0.02
-    """Share of the scores to which the tail is fitted."""
+    """Share of the scores to which the tail is fitted. Chosen on held-out phrases on `minilm`: .05 and .1 find the same
+    phrases of nudity, violence and hate and fewer of the others. Quantiles in place of the fit found 19 % of hate's
+    phrases, where the fit finds 50, and 8 % fewer of nudity's and violence's, with as many captions touched."""
     empty_margin: float = 0.25
     """Spreads of the harmless scores by which every threshold lies above the empty prompt's."""
 
@@ -147,7 +157,7 @@ class TrainingConfig:
     def for_examples(self, count: int, steps: int | None = None) -> "TrainingConfig":
         """With the steps that suit a number of training prompts, where none are set, or with `steps` in all, shared
         between the nets in that ratio."""
-        score = self.score_steps or 1000 + count // 10
+        score = self.score_steps or 1000 + count * 35 // 100
         erase = self.erase_steps or 900 + count // 35
         if steps is not None:
             score = max(1, round(steps * score / (score + erase)))

@@ -8,6 +8,7 @@ from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,6 +28,8 @@ READ = 256
 VALUES = 2**25
 """Values of a float32 tensor of embeddings, above which fewer prompts are encoded or read at once: several such tensors
 are in use at a time, and a wide encoder's would take gigabytes. It changes no result."""
+LATE = 0.15
+"""Share of a window before which no phrase begins that is taken for the back of a splice."""
 TYPICAL_LENGTH = 256
 """Embeddings of a wide encoder's prompt, for the number of prompts to encode at once."""
 
@@ -183,6 +186,25 @@ class Labels:
                     self.aligned[i] = torch.tensor(target), torch.tensor(anchor)
 
 
+class Drawn(NamedTuple):
+    """B spans as the score net learns from them. L token embeddings, D channels, P pooled channels, K concepts."""
+
+    x: Tensor
+    """(B, L, D) float32."""
+    weight: Tensor
+    """(B, L) float32, 0 where there is nothing."""
+    pooled: Tensor | None
+    """(B, P) float32 or None."""
+    phrase: Tensor
+    """(B, L): 1 where a token belongs to a phrase at fault."""
+    labels: Tensor
+    """(B, K)."""
+    known: Tensor
+    """(B, K): 0 where the label says nothing."""
+    token_known: Tensor
+    """(B,): 0 where it is not known to which of the labels the phrase belongs."""
+
+
 class Spans:
     """The stretches of the training prompts that the score net sees at once, as in
     :func:`..model.sanitizer.spans`, and what is known of each. S spans, K concepts."""
@@ -218,6 +240,8 @@ class Spans:
         """(S, K)."""
         self.token_known = labels.token_known[self.prompts]
         self._dataset, self._labels = dataset, labels
+        causal = dataset.normalizer.window is not None and len(dataset.normalizer.constant) > 0
+        self._splices = _Splices(dataset, labels, self) if causal and not size else None
 
     @staticmethod
     def _cuts(kept: list[int], window: float, size: int) -> list[tuple[int, int]]:
@@ -245,10 +269,88 @@ class Spans:
         """As :meth:`EncodedDataset.batch`."""
         return self._dataset.stretches(self.prompts[index], self.first[index], self.last[index], device)
 
-    def tokens(self, index: Tensor) -> Tensor:
-        """(B, L): 1 where a token belongs to the phrase at fault."""
-        ends = zip(self.first[index].tolist(), self.last[index].tolist(), strict=True)
-        return pad_sequence([self._labels.token[a:b].float() for a, b in ends], batch_first=True)
+    def draw(self, index: Tensor, config: TrainingConfig, device: str | torch.device = "cpu") -> Drawn:
+        """These spans (B,), a share `config.spliced` of them spliced, see :class:`_Splices`."""
+        drawn = [self._drawn(i, config) for i in index.tolist()]
+        rows, others = [own for own, _ in drawn], torch.tensor([other for _, other in drawn])
+        data = self._dataset
+        pooled = data.pooled
+        if pooled is not None:
+            # What the pooled vector of two halves would be is not known: the mean, which is zero.
+            pooled = pooled[self.prompts[index]].float() * (others == index)[:, None]
+        labels, other_labels = self.labels[index], self.labels[others]
+        # Of phrases of different concepts it is not known which one a token belongs to.
+        agree = (labels == other_labels).all(dim=1) | (labels == 0).all(dim=1) | (other_labels == 0).all(dim=1)
+        labels = torch.maximum(labels, other_labels)
+        known = torch.maximum(torch.minimum(self.known[index], self.known[others]), labels)
+        token_known = torch.minimum(self.token_known[index], self.token_known[others]) * agree
+        return Drawn(
+            x=pad_sequence([data.embeddings[own] for own in rows], batch_first=True).to(device, torch.float32),
+            weight=pad_sequence([data.weight[own] for own in rows], batch_first=True).to(device),
+            pooled=None if pooled is None else pooled.to(device),
+            phrase=pad_sequence([self._labels.token[own] for own in rows], batch_first=True).to(device, torch.float32),
+            labels=labels.to(device),
+            known=known.to(device),
+            token_known=token_known.to(device),
+        )
+
+    def _drawn(self, i: int, config: TrainingConfig) -> tuple[Tensor, int]:
+        """Places among the R kept embeddings, and the span whose label counts as well: itself, if it is whole."""
+        if self._splices is not None and float(torch.rand(())) < config.spliced:
+            spliced = self._splices.splice(i, config)
+            if spliced is not None:
+                return spliced
+        return torch.arange(int(self.first[i]), int(self.last[i])), i
+
+
+class _Splices:
+    """Windows of a causal encoder, each made of the front of one and the back of another.
+
+    What stands in front does not know of what follows it, so its embeddings are those of any longer prompt; those
+    behind have read another front, as they had in one of the training prompts. So the score net sees every phrase among
+    many more harmless words than are encoded.
+    """
+
+    def __init__(self, dataset: EncodedDataset, labels: Labels, spans: Spans) -> None:
+        assert dataset.normalizer.window is not None
+        self.window = dataset.normalizer.window
+        self.spans = spans
+        self.text = torch.tensor(
+            [bool(own[p]) for own, kept in zip(dataset.tokens, dataset.kept, strict=True) for p in kept]
+        )
+        self.place = torch.tensor([place % self.window for kept in dataset.kept for place in kept])
+        count = len(spans)
+        self.length = torch.zeros(count)
+        """(S,): places of text."""
+        self.begin, self.end = torch.full((count,), self.window), torch.full((count,), -1)
+        """(S,): first and last place of the phrase; the window and -1 without one."""
+        for i, (a, b) in enumerate(zip(spans.first.tolist(), spans.last.tolist(), strict=True)):
+            self.length[i] = self.text[a:b].sum()
+            phrase = self.place[a:b][labels.token[a:b] & self.text[a:b]]
+            if len(phrase):
+                self.begin[i], self.end[i] = phrase[0], phrase[-1]
+        self.unsafe = spans.labels.sum(dim=1) > 0
+        self.fit = spans.known.sum(dim=1) > 0
+        """(S,): something is known of it."""
+        harmless = ~self.unsafe & self.fit & (self.length >= 0.75 * self.window)
+        begins_late = (self.begin < self.window) & (self.begin >= LATE * self.window)
+        late = self.unsafe & self.fit & (spans.token_known > 0) & begins_late
+        self.backs = [group.nonzero().squeeze(1) for group in (harmless, late)]
+
+    def splice(self, front: int, config: TrainingConfig) -> tuple[Tensor, int] | None:
+        """The places among the R kept embeddings, and the span that the back is of; None where these two do not go
+        together: a phrase must stand whole in its half, and what has read it must be left out."""
+        backs = self.backs[float(torch.rand(())) < config.spliced_unsafe]
+        if not len(backs) or not self.fit[front] or not self.length[front]:
+            return None
+        back = int(backs[torch.randint(len(backs), ())])
+        own, other = (torch.arange(int(self.spans.first[i]), int(self.spans.last[i])) for i in (front, back))
+        words = own[self.text[own]]
+        padded = len(words) < len(own)
+        cut = int(self.place[words[-1]] if padded else torch.randint(self.window, ()))
+        if (self.unsafe[front] and not 0 <= self.end[front] <= cut) or self.begin[back] <= cut:
+            return None
+        return torch.cat([words[self.place[words] <= cut], other[self.place[other] > cut]]), back
 
 
 @cache

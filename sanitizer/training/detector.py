@@ -22,17 +22,15 @@ def train_detector(sanitizer: EmbeddingSanitizer, spans: Spans, config: Training
     def loss_of() -> Tensor:
         # Unsafe and harmless spans in equal parts, whatever their parts of the set.
         index = torch.tensor([i for g in groups for i in alike(lengths, g, config.batch // len(groups))])
-        x, weight, pooled = spans.batch(index, device)
+        own = spans.draw(index, config, device)
         # Left out of all tokens of a prompt alike: of one the others would still tell.
-        kept = F.dropout(torch.ones(len(x), 1, x.shape[2], device=x.device), config.dropout)
-        x = noisy(x, config.noise) * kept
-        pooled = None if pooled is None else F.dropout(noisy(pooled, config.noise), config.dropout)
-        tokens, prompt = net(x, weight, pooled)
-        target, known = spans.labels[index].to(device), spans.known[index].to(device)
-        prompt_loss = weighted_mean(F.binary_cross_entropy_with_logits(prompt, target, reduction="none"), known)
-        phrase = spans.tokens(index).to(device)
-        token_known = (weight > 0)[..., None] * (known * spans.token_known[index, None].to(device))[:, None]
-        token_target = phrase[..., None] * target[:, None]
+        kept = F.dropout(torch.ones(len(own.x), 1, own.x.shape[2], device=own.x.device), config.dropout)
+        x = noisy(own.x, config.noise) * kept
+        pooled = None if own.pooled is None else F.dropout(noisy(own.pooled, config.noise), config.dropout)
+        tokens, prompt = net(x, own.weight, pooled)
+        prompt_loss = weighted_mean(F.binary_cross_entropy_with_logits(prompt, own.labels, reduction="none"), own.known)
+        token_known = (own.weight > 0)[..., None] * (own.known * own.token_known[:, None])[:, None]
+        token_target = own.phrase[..., None] * own.labels[:, None]
         token_loss = F.binary_cross_entropy_with_logits(tokens, token_target, reduction="none")
         return prompt_loss + config.token_weight * weighted_mean(token_loss, token_known)
 

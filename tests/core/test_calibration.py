@@ -86,7 +86,7 @@ def test_borderline_longer_and_empty_prompts_raise_the_thresholds():
         hard = plain._replace(**{name: votes(1000, 2.5, 2)})
         higher, slope = operating_points(hard, CONCEPTS, config)
         assert (higher > start).all()
-        assert touched(getattr(hard, name), higher, slope) <= share
+        assert touched(getattr(hard, name), higher, slope) <= share + 1e-6
     lifted, _ = operating_points(plain._replace(empty=votes(1, 12.0)), CONCEPTS, config)
     assert (lifted > 9.0).all()
 

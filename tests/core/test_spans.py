@@ -90,12 +90,15 @@ def test_every_vote_fires_by_itself(masked):
         sanitizer.vote_bias.copy_(kept)
 
 
+def encoded(encoder, concept, templates):
+    prompts = training_prompts([concept], templates, 400, 0)
+    dataset = EncodedDataset.encode(encoder, [p.text for p in prompts], TrainingConfig(), lambda *_: None)
+    return prompts, dataset, Labels(prompts, dataset, [concept])
+
+
 @pytest.mark.parametrize("geometry", ["masked", "causal"])
 def test_training_sees_the_spans_that_inference_sees(tiny_encoder, tiny_concept, small_templates, geometry):
-    encoder = tiny_encoder(geometry)
-    prompts = training_prompts([tiny_concept], small_templates, 300, 0)
-    dataset = EncodedDataset.encode(encoder, [p.text for p in prompts], TrainingConfig(), lambda *_: None)
-    labels = Labels(prompts, dataset, [tiny_concept])
+    prompts, dataset, labels = encoded(tiny_encoder(geometry), tiny_concept, small_templates)
     size = 16
     found = Spans(dataset, labels, 0 if geometry == "causal" else size)
     for i in range(len(prompts)):
@@ -120,6 +123,36 @@ def test_training_sees_the_spans_that_inference_sees(tiny_encoder, tiny_concept,
     if geometry == "masked":
         before = unsafe & (held == 0) & known
         assert before.any() and not harmful[before].any()
+
+
+def test_a_splice_holds_whole_phrases_and_nothing_that_has_read_another(tiny_encoder, tiny_concept, small_templates):
+    config = TrainingConfig(spliced=1.0, spliced_unsafe=0.5)
+    _, dataset, labels = encoded(tiny_encoder("causal"), tiny_concept, small_templates)
+    found = Spans(dataset, labels, 0)
+    where = [(i, place) for i, kept in enumerate(dataset.kept) for place in kept]
+    torch.manual_seed(0)
+    kinds = set()
+    for front in range(len(found)):
+        rows, back = found._drawn(front, config)
+        own = range(int(found.first[front]), int(found.last[front]))
+        if back == front:
+            continue
+        taken = [row for row in rows.tolist() if row in own]
+        other = [row for row in rows.tolist() if row not in own]
+        assert set(other) <= set(range(int(found.first[back]), int(found.last[back])))
+        assert all(dataset.tokens[where[row][0]][where[row][1]] for row in taken), "no padding of the front"
+        places = [where[row][1] % dataset.normalizer.window for row in rows.tolist()]
+        assert places == sorted(set(places))
+        # All of the front's phrase is there; of the back's, the phrase and what has read it, or nothing.
+        assert not found.labels[front].any() or labels.token[taken].any()
+        kinds.add((bool(found.labels[front].any()), bool(labels.token[other].any())))
+        drawn = found.draw(torch.tensor([front]), config)
+        assert drawn.labels.shape == (1, 1) and drawn.x.shape[:2] == drawn.weight.shape == drawn.phrase.shape
+    assert kinds == {(False, False), (False, True), (True, False), (True, True)}
+    _, dataset, labels = encoded(tiny_encoder("masked"), tiny_concept, small_templates)
+    whole = Spans(dataset, labels, 16)
+    index = torch.arange(len(whole))[:8]
+    assert torch.equal(whole.draw(index, config).x, whole.batch(index)[0]), "every embedding has read all others"
 
 
 def test_contexts_of_every_length_stand_on_every_side(small_templates, tiny_concept):

@@ -1,4 +1,5 @@
-"""Wrote golden_v2*.safetensors, once; golden_v1*.safetensors came from the same lines before version 2 of the format.
+"""Wrote golden_v3*.safetensors, once; golden_v1*.safetensors and golden_v2*.safetensors came from the same lines, but
+for spans and provenance, before these versions of the format.
 
 Kept to show what is in them; a new format gets new files beside the old ones.
 """
@@ -34,6 +35,9 @@ if __name__ == "__main__":
         gate_range=5.0,
         clip=1.5,
         constant_tolerance=0.05,
+        score_span=4,
+        verified=True,
+        directions=2,
     )
     header = Header(Fingerprint("golden", 6, 0, "0" * 64), {"examples": 0, "steps": 0, "seed": 0}, {}, "CC0")
     sanitizer = EmbeddingSanitizer(config, header).eval().requires_grad_(False)
@@ -43,9 +47,14 @@ if __name__ == "__main__":
     sanitizer.std.copy_(torch.tensor([1.0, 0.5, 2.0, 1.0, 0.0, 1.0]))
     sanitizer.erase_net.basis.copy_(torch.linalg.qr(torch.randn(6, 3)).Q.T)
     sanitizer.erase_net.concept_basis.copy_(torch.nn.functional.normalize(torch.randn(1, 6), dim=1))
+    sanitizer.provenance_directions.copy_(torch.eye(2, 6))
+    sanitizer.provenance_mean.copy_(torch.randn_like(sanitizer.provenance_mean) * 0.1)
+    sanitizer.provenance_bounds.copy_(torch.tensor([[0.0, -50.0], [50.0, 50.0]]))
+    sanitizer.vote_slope.fill_(0.2)
     embeddings = torch.randn(2, 5, 6)
     embeddings[:, 0] = 2.0
     mask = torch.tensor([[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]], dtype=torch.bool)
+    sanitizer.vote_bias[1] = -50.0
     # The bias puts the operating point between the two prompts.
     logits = sanitizer.score(embeddings, mask).prompt[:, 0].logit()
     sanitizer.vote_bias[0, 0] -= logits.mean()
@@ -53,7 +62,7 @@ if __name__ == "__main__":
         embeddings, mask = embeddings.flip(0), mask.flip(0)
     sanitizer.vote_bias[0, 1] = -50.0
     out = sanitizer.sanitize(embeddings, mask)
-    save(sanitizer, folder / "golden_v2.safetensors")
+    save(sanitizer, folder / "golden_v3.safetensors")
     save_file(
         {
             "rows": embeddings.contiguous(),
@@ -61,6 +70,6 @@ if __name__ == "__main__":
             "sanitized": out.embeddings.contiguous(),
             "prompt_scores": out.scores.prompt,
         },
-        folder / "golden_v2_output.safetensors",
+        folder / "golden_v3_output.safetensors",
     )
     print(out.flagged, out.scores.prompt)
