@@ -352,18 +352,20 @@ class EmbeddingSanitizer(nn.Module):
 
     def _evidence(self, x: Tensor, weight: Tensor, pooled: Tensor | None, batch: int) -> "Evidence":
         rows, length = weight.shape
+        windows = rows // batch
         row, place = spans(weight, self.config.score_span)
         inside = place < length
         place = place.clamp(max=length - 1)
-        at = row[:, None]
+        visible = (weight[row[:, None], place] * inside > 0).any(dim=1)
+        counts = torch.zeros(batch, dtype=torch.long, device=x.device).index_add(0, row // windows, visible.long())
+        # A window that only a longer prompt of the batch fills has no vote; of a prompt of nothing all have.
+        kept = visible | (counts == 0)[row // windows]
+        row, place, inside = row[kept], place[kept], inside[kept]
+        at, owner = row[:, None], row // windows
         part_weight = weight[at, place] * inside
         tokens, parts = self.score_net.parts(x[at, place], part_weight, None if pooled is None else pooled[row])
         # A token lies in up to two spans, and has the higher score of both.
         flat = highest(tokens[inside], (at * length + place)[inside], rows * length)
-        windows = rows // batch
-        visible = (part_weight > 0).any(dim=1)
-        owner = row // windows
-        counts = torch.zeros(batch, dtype=torch.long, device=x.device).index_add(0, owner, visible.long())
         return Evidence(parts, owner, counts, flat.reshape(batch, windows * length, -1))
 
 

@@ -37,6 +37,19 @@ def test_a_prompts_spans_do_not_depend_on_the_length_of_another():
     assert torch.equal(place[row == 0], own) and len(alone) == int((row == 0).sum())
 
 
+@pytest.mark.parametrize("geometry", ["masked", "causal"])
+def test_only_what_a_prompt_fills_has_a_vote(request, geometry):
+    """Beside a longer prompt a short one has empty windows, whose logits are no evidence."""
+    encoder, sanitizer, _ = request.getfixturevalue(geometry)
+    e = encoder.encode(["a crimson woman", long_texts(200, 1)[0]])
+    embeddings, mask = torch.cat([e.embeddings] * 2, dim=1), torch.cat([e.mask] * 2, dim=1)
+    mask[0, e.mask.shape[1] :] = False
+    seen = sanitizer.evidence(embeddings, mask, e.pooled)
+    assert seen.owner.bincount().tolist() == seen.spans.tolist() and seen.spans[0] == 1 < seen.spans[1]
+    seen = sanitizer.evidence(embeddings, torch.zeros_like(mask), e.pooled)
+    assert set(seen.owner.tolist()) == {0, 1} and seen.spans.tolist() == [0, 0]
+
+
 def long_texts(words, count, seed=0):
     rng = random.Random(seed)
     things = ["dog", "cat", "tree", "lamp", "boat", "garden", "table", "window", "river", "bread"]
