@@ -54,9 +54,11 @@ class RewriteConfig:
 
     rounds: int = 3
     """Times that a prompt is rewritten at most. The first is nearly always enough."""
-    word_scores: tuple[float, ...] = (0.5, 0.9, 0.97)
-    """Scores from which a word is at fault; each gives candidates of its own. Words beside those at fault score,
-    too."""
+    word_scores: tuple[float, ...] = (0.05, 0.2, 0.5)
+    """Scores from which a word is at fault; each gives candidates of its own. Words beside those at fault score, too.
+    With .5, .9 and .97, which suited scores that were not calibrated as votes, the concept was still seen in 82 % of
+    rewritten prompts with several phrases on `minilm` and 71 % on `minilm-causal`; with these in 33 and 11 %, at the
+    same nearness to the counterfactual."""
     margin: float = -6.0
     """Logits above the threshold (below it, being negative) up to which a candidate is judged by its nearness alone."""
     slope: float = 0.1

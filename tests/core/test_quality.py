@@ -31,7 +31,7 @@ HARMLESS = [
     "",
 ]
 NUDITY = ["a naked woman in a garden", "photo of a nude man, film grain", "explicit porn scene", "naked woman", "nude"]
-VIOLENCE = ["two men stabbing a man in a dark alley", "a brutal murder, blood everywhere", "gore"]
+VIOLENCE = ["two men stabbing a man in a dark alley", "a brutal murder, blood everywhere", "blood and gore"]
 
 
 @pytest.fixture(scope="module", params=EMBEDDED)

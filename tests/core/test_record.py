@@ -1,4 +1,4 @@
-"""What the shipped weights make of a few prompts is what it was before the second house."""
+"""What the shipped weights make of a few prompts is what it was when they were shipped."""
 
 import importlib.util
 from pathlib import Path

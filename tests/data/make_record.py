@@ -1,5 +1,5 @@
-"""Wrote record.safetensors, once, with the code before the second house (commit 3527d73, where a token embedding was
-called a row): what the shipped weights make of a few prompts, so that moving code cannot change it unseen.
+"""Wrote record.safetensors: what the shipped weights make of a few prompts, so that moving code cannot change it
+unseen. Whoever ships other weights writes it anew: `PYTHONPATH=. python tests/data/make_record.py`.
 
 Scores whole, and every 48th channel of the sanitized embeddings.
 """
@@ -39,10 +39,8 @@ def record(load, load_encoder) -> dict[str, torch.Tensor]:
     for name in ("minilm", "minilm-causal"):
         encoder, sanitizer = load_encoder(name), load(ROOT / "weights" / f"{name}.safetensors")
         e = encoder.encode(PROMPTS)
-        embeddings = getattr(e, "embeddings", None)
-        embeddings = e.rows if embeddings is None else embeddings
         for strength in (1.0, 0.5):
-            out = sanitizer.sanitize(embeddings, e.mask, e.pooled, strength=strength)
+            out = sanitizer.sanitize(e.embeddings, e.mask, e.pooled, strength=strength)
             tensors[f"{name}.sanitized.{strength:g}"] = out[0][e.mask][:, ::CHANNELS].contiguous()
             tensors[f"{name}.changed"] = out.changed[e.mask].contiguous()
         tensors[f"{name}.prompt_scores"] = out.scores.prompt.contiguous()
@@ -51,8 +49,6 @@ def record(load, load_encoder) -> dict[str, torch.Tensor]:
 
 
 if __name__ == "__main__":
-    from sanitizer.artifact import load
-
-    from sanitizer.encoders import load_encoder
+    from sanitizer import load, load_encoder
 
     save_file(record(load, load_encoder), FILE, {"prompts": json.dumps(PROMPTS)})
