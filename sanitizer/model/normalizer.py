@@ -45,6 +45,11 @@ class Normalizer:
     clip: float = SanitizerConfig.clip
     tolerance: float = SanitizerConfig.constant_tolerance
 
+    @property
+    def causal(self) -> bool:
+        """Whether every window begins with the same embeddings: only causal attention keeps them from what follows."""
+        return self.window is not None and len(self.constant) > 0
+
     def to(self, device: str | torch.device) -> "Normalizer":
         """The same on a device."""
         moved = {name: getattr(self, name) for name in ("mean", "std", "pooled_mean", "pooled_std", "constant")}

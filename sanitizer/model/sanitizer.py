@@ -356,13 +356,14 @@ class EmbeddingSanitizer(nn.Module):
         row, place = spans(weight, self.config.score_span)
         inside = place < length
         place = place.clamp(max=length - 1)
-        visible = (weight[row[:, None], place] * inside > 0).any(dim=1)
-        counts = torch.zeros(batch, dtype=torch.long, device=x.device).index_add(0, row // windows, visible.long())
+        owner = row // windows
+        part_weight = weight[row[:, None], place] * inside
+        visible = (part_weight > 0).any(dim=1)
+        counts = torch.zeros(batch, dtype=torch.long, device=x.device).index_add(0, owner, visible.long())
         # A window that only a longer prompt of the batch fills has no vote; of a prompt of nothing all have.
-        kept = visible | (counts == 0)[row // windows]
-        row, place, inside = row[kept], place[kept], inside[kept]
-        at, owner = row[:, None], row // windows
-        part_weight = weight[at, place] * inside
+        kept = visible | (counts == 0)[owner]
+        row, place, inside, owner, part_weight = (own[kept] for own in (row, place, inside, owner, part_weight))
+        at = row[:, None]
         tokens, parts = self.score_net.parts(x[at, place], part_weight, None if pooled is None else pooled[row])
         # A token lies in up to two spans, and has the higher score of both.
         flat = highest(tokens[inside], (at * length + place)[inside], rows * length)

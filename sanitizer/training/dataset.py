@@ -28,8 +28,8 @@ READ = 256
 VALUES = 2**25
 """Values of a float32 tensor of embeddings, above which fewer prompts are encoded or read at once: several such tensors
 are in use at a time, and a wide encoder's would take gigabytes. It changes no result."""
-LATE = 0.15
-"""Share of a window before which no phrase begins that is taken for the back of a splice."""
+FULL, LATE = 0.75, 0.15
+"""Shares of a window, for the backs of splices: that harmless text fills, and that stands before a phrase, at least."""
 TYPICAL_LENGTH = 256
 """Embeddings of a wide encoder's prompt, for the number of prompts to encode at once."""
 
@@ -128,6 +128,12 @@ class EncodedDataset:
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """As :meth:`batch`, the kept embeddings from first (B,) up to last (B,) of these prompts (B,)."""
         parts = [slice(a, b) for a, b in zip(first.tolist(), last.tolist(), strict=True)]
+        return self.parts(prompts, parts, device)
+
+    def parts(
+        self, prompts: Tensor, parts: Sequence[slice | Tensor], device: str | torch.device = "cpu"
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """As :meth:`batch`, these of the R kept embeddings for each of the prompts (B,)."""
         x = pad_sequence([self.embeddings[part] for part in parts], batch_first=True)
         weight = pad_sequence([self.weight[part] for part in parts], batch_first=True)
         pooled = None if self.pooled is None else self.pooled[prompts].to(device, torch.float32)
@@ -240,8 +246,7 @@ class Spans:
         """(S, K)."""
         self.token_known = labels.token_known[self.prompts]
         self._dataset, self._labels = dataset, labels
-        causal = dataset.normalizer.window is not None and len(dataset.normalizer.constant) > 0
-        self._splices = _Splices(dataset, labels, self) if causal and not size else None
+        self._splices = _Splices(dataset, labels, self) if dataset.normalizer.causal and not size else None
 
     @staticmethod
     def _cuts(kept: list[int], window: float, size: int) -> list[tuple[int, int]]:
@@ -272,12 +277,12 @@ class Spans:
     def draw(self, index: Tensor, config: TrainingConfig, device: str | torch.device = "cpu") -> Drawn:
         """These spans (B,), a share `config.spliced` of them spliced, see :class:`_Splices`."""
         drawn = [self._drawn(i, config) for i in index.tolist()]
-        rows, others = [own for own, _ in drawn], torch.tensor([other for _, other in drawn])
-        data = self._dataset
-        pooled = data.pooled
+        parts, others = [own for own, _ in drawn], torch.tensor([other for _, other in drawn])
+        x, weight, pooled = self._dataset.parts(self.prompts[index], parts, device)
         if pooled is not None:
             # What the pooled vector of two halves would be is not known: the mean, which is zero.
-            pooled = pooled[self.prompts[index]].float() * (others == index)[:, None]
+            pooled = pooled * (others == index)[:, None].to(device)
+        phrase = pad_sequence([self._labels.token[own] for own in parts], batch_first=True)
         labels, other_labels = self.labels[index], self.labels[others]
         # Of phrases of different concepts it is not known which one a token belongs to.
         agree = (labels == other_labels).all(dim=1) | (labels == 0).all(dim=1) | (other_labels == 0).all(dim=1)
@@ -285,22 +290,22 @@ class Spans:
         known = torch.maximum(torch.minimum(self.known[index], self.known[others]), labels)
         token_known = torch.minimum(self.token_known[index], self.token_known[others]) * agree
         return Drawn(
-            x=pad_sequence([data.embeddings[own] for own in rows], batch_first=True).to(device, torch.float32),
-            weight=pad_sequence([data.weight[own] for own in rows], batch_first=True).to(device),
-            pooled=None if pooled is None else pooled.to(device),
-            phrase=pad_sequence([self._labels.token[own] for own in rows], batch_first=True).to(device, torch.float32),
-            labels=labels.to(device),
-            known=known.to(device),
-            token_known=token_known.to(device),
+            x,
+            weight,
+            pooled,
+            phrase.to(device, torch.float32),
+            labels.to(device),
+            known.to(device),
+            token_known.to(device),
         )
 
-    def _drawn(self, i: int, config: TrainingConfig) -> tuple[Tensor, int]:
+    def _drawn(self, i: int, config: TrainingConfig) -> tuple[slice | Tensor, int]:
         """Places among the R kept embeddings, and the span whose label counts as well: itself, if it is whole."""
         if self._splices is not None and float(torch.rand(())) < config.spliced:
             spliced = self._splices.splice(i, config)
             if spliced is not None:
                 return spliced
-        return torch.arange(int(self.first[i]), int(self.last[i])), i
+        return slice(int(self.first[i]), int(self.last[i])), i
 
 
 class _Splices:
@@ -314,7 +319,8 @@ class _Splices:
     def __init__(self, dataset: EncodedDataset, labels: Labels, spans: Spans) -> None:
         assert dataset.normalizer.window is not None
         self.window = dataset.normalizer.window
-        self.spans = spans
+        # Not the spans themselves: a circle would keep the dataset in memory until the collector comes round.
+        self.first, self.last = spans.first, spans.last
         self.text = torch.tensor(
             [bool(own[p]) for own, kept in zip(dataset.tokens, dataset.kept, strict=True) for p in kept]
         )
@@ -332,7 +338,7 @@ class _Splices:
         self.unsafe = spans.labels.sum(dim=1) > 0
         self.fit = spans.known.sum(dim=1) > 0
         """(S,): something is known of it."""
-        harmless = ~self.unsafe & self.fit & (self.length >= 0.75 * self.window)
+        harmless = ~self.unsafe & self.fit & (self.length >= FULL * self.window)
         begins_late = (self.begin < self.window) & (self.begin >= LATE * self.window)
         late = self.unsafe & self.fit & (spans.token_known > 0) & begins_late
         self.backs = [group.nonzero().squeeze(1) for group in (harmless, late)]
@@ -344,7 +350,7 @@ class _Splices:
         if not len(backs) or not self.fit[front] or not self.length[front]:
             return None
         back = int(backs[torch.randint(len(backs), ())])
-        own, other = (torch.arange(int(self.spans.first[i]), int(self.spans.last[i])) for i in (front, back))
+        own, other = (torch.arange(int(self.first[i]), int(self.last[i])) for i in (front, back))
         words = own[self.text[own]]
         padded = len(words) < len(own)
         cut = int(self.place[words[-1]] if padded else torch.randint(self.window, ()))

@@ -32,8 +32,7 @@ def measure_provenance(
     """
     normalizer = dataset.normalizer
     width = len(normalizer.mean)
-    starts = len(normalizer.constant) > 0 and normalizer.window is not None
-    count = 0 if starts else min(width, config.directions)
+    count = 0 if normalizer.causal else min(width, config.directions)
     if not count and dataset.pooled is None:
         return None
     varied = EncodedDataset.encode(

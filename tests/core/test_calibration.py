@@ -62,7 +62,7 @@ def votes(count: int, mean: float = 0.0, seed: int = 0, spans: int = 1) -> Votes
 
 def touched(own: Votes, start: torch.Tensor, slope: torch.Tensor) -> float:
     limit = start + slope * own.spans.log()[:, None, None]
-    return float((own.scores >= limit).flatten(1).any(1).float().mean())
+    return float((own.scores >= limit).flatten(1).any(1).double().mean())
 
 
 CONCEPTS = [c for c in load_concepts(["nudity", "self_harm"]) if not c.context]
@@ -86,7 +86,7 @@ def test_borderline_longer_and_empty_prompts_raise_the_thresholds():
         hard = plain._replace(**{name: votes(1000, 2.5, 2)})
         higher, slope = operating_points(hard, CONCEPTS, config)
         assert (higher > start).all()
-        assert touched(getattr(hard, name), higher, slope) <= share + 1e-6
+        assert touched(getattr(hard, name), higher, slope) <= share
     lifted, _ = operating_points(plain._replace(empty=votes(1, 12.0)), CONCEPTS, config)
     assert (lifted > 9.0).all()
 
