@@ -1,10 +1,12 @@
 """The command line: `run` measures all methods on all prompt sets, `attack` attacks one sanitizer, `length` measures
-it on long prompts, `memory` measures what training takes."""
+it on long prompts, `pictures` measures all methods on pictures, `picture-model`, `picture-autoencoder` and
+`picture-reader` train what draws and reads them, `memory` measures what training takes."""
 
 import argparse
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -77,6 +79,30 @@ def build_parser() -> argparse.ArgumentParser:
     length.add_argument("--seed", type=seed, default=0)
     length.add_argument("--output", type=Path, required=True, help="folder for length.md and length.json")
     length.set_defaults(main=length_command)
+    pictures = commands.add_parser("pictures", help="draw what all methods make of prompts, read the pictures, count")
+    pictures.add_argument("--encoder", required=True, help="minilm-causal or minilm: it needs a picture model")
+    pictures.add_argument("--methods", default="all", help="all, or names divided by commas")
+    pictures.add_argument("--model", type=Path, help="the picture model (evaluation/pictures/weights/)")
+    pictures.add_argument("--sanitizer", type=Path, help="one trained on evaluation/pictures/weapon.toml; else trained")
+    pictures.add_argument("--seed", type=seed, default=0)
+    pictures.add_argument("--quick", action="store_true", help="few prompts, three strengths, a small training")
+    pictures.add_argument(
+        "--output", type=Path, required=True, help="folder of the report; a measurement that was cut off goes on in it"
+    )
+    pictures.set_defaults(main=pictures_command)
+    model = commands.add_parser("picture-model", help="train the diffusion model that draws scenes")
+    model.add_argument("--encoder", required=True, help="as for python -m sanitizer: minilm, minilm-causal, …")
+    model.add_argument("--steps", type=positive, help="optimiser steps (as the committed ones)")
+    model.add_argument("--device", default="cpu", help="cpu, or cuda")
+    model.add_argument("--compile", action="store_true", help="a third faster on a CPU; needs a C++ compiler")
+    model.add_argument("--output", type=Path, required=True, help="folder; a training that was cut off goes on in it")
+    model.set_defaults(main=picture_model_command)
+    autoencoder = commands.add_parser("picture-autoencoder", help="train the autoencoder that the model works in")
+    autoencoder.add_argument("--output", type=Path, required=True, help="folder for autoencoder.safetensors")
+    autoencoder.set_defaults(main=picture_autoencoder_command)
+    reader = commands.add_parser("picture-reader", help="train the classifier that reads pictures")
+    reader.add_argument("--output", type=Path, required=True, help="folder for reader.safetensors")
+    reader.set_defaults(main=picture_reader_command)
     memory = commands.add_parser("memory", help="the same as python -m benchmarks memory")
     memory.add_argument("--width", type=positive, default=4096, help="channels (4096)")
     memory.add_argument("--rows", type=positive, default=256, help="token embeddings of every prompt (256)")
@@ -285,6 +311,95 @@ def length_command(options: argparse.Namespace) -> int:
     write(options.output / "length.md", text.encode())
     print(text)
     print(f"{options.output / 'length.md'}: written. {_minutes(began):.1f} minutes.", file=sys.stderr)
+    return 0
+
+
+def pictures_command(options: argparse.Namespace) -> int:
+    """`pictures`: draw, read, report. Raises SanitizerError for what cannot work."""
+    from sanitizer.encoders import load_encoder
+    from sanitizer.model import artifact
+    from sanitizer.prompts.concepts import load_concept
+
+    from .pictures import diffusion, measure, reader
+    from .pictures.methods import KNOWN
+    from .pictures.report import write_report
+    from .plots import check_matplotlib
+    from .store import Store, file_digest
+
+    began = time.monotonic()
+    check_matplotlib()
+    methods = chosen(options.methods, KNOWN, "method")
+    check_folder(options.output, options.model, options.sanitizer)
+    encoder = load_encoder(options.encoder)
+    model, eyes = diffusion.load(encoder, options.model), reader.load()
+    size = measure.QUICK if options.quick else measure.FULL
+    make_folder(options.output)
+    path = options.sanitizer or options.output / measure.SANITIZER
+    with Bars() as bars:
+        if options.sanitizer:
+            sanitizer = artifact.load(path)
+            measure.check_sanitizer(sanitizer, path, encoder, load_concept(measure.CONCEPT_FILE))
+        else:
+            sanitizer = measure.own_sanitizer(encoder, path, size.examples, options.seed, bars)
+        settings = {
+            "encoder": encoder.fingerprint.to_dict(), "model": model.digest, "sanitizer": file_digest(path),
+            "size": asdict(size), "seed": options.seed,
+        }  # fmt: skip
+        store = Store(options.output / "parts", settings)
+        measured = measure.measure(encoder, model, eyes, sanitizer, size, store, options.seed, bars, methods)
+    facts = settings | {
+        "encoder": options.encoder,
+        "fingerprint": str(encoder.fingerprint),
+        "concept": measure.CONCEPT_FILE.name,
+        "sanitizer": path.name,
+        "unsafe": sum(len(measured.prompts[kind]) for kind in measured.safe),
+        "harmless": sum(len(own) for kind, own in measured.prompts.items() if kind not in measured.safe),
+        "minutes": _minutes(began),
+    }
+    report = write_report(measured, facts, options.output)
+    print(f"{report}: written. {_minutes(began):.1f} minutes.", file=sys.stderr)
+    return 0
+
+
+def picture_model_command(options: argparse.Namespace) -> int:
+    """`picture-model`: train, or go on. Raises SanitizerError for what cannot work."""
+    from sanitizer.encoders import load_encoder
+
+    from .pictures.diffusion import PictureConfig, train
+
+    began = time.monotonic()
+    encoder, config = load_encoder(options.encoder), PictureConfig()
+    config = replace(config, steps=options.steps or config.steps)
+    with Bars() as bars:
+        path = train(encoder, options.output, config, bars, device=options.device, compiled=options.compile)
+    print(f"{path}: written. {_minutes(began):.1f} minutes in this call.", file=sys.stderr)
+    return 0
+
+
+def picture_autoencoder_command(options: argparse.Namespace) -> int:
+    """`picture-autoencoder`: train and say how far off its pictures are."""
+    from .pictures.autoencoder import WEIGHTS, AutoencoderConfig, train
+
+    began, path = time.monotonic(), options.output / WEIGHTS.name
+    make_folder(options.output)
+    with Bars() as bars:
+        error = train(path, AutoencoderConfig(), bars)
+    print(f"Mean squared error of unseen scenes, colours from -1 to 1: {error:.5f}.")
+    print(f"{path}: written. {_minutes(began):.1f} minutes.", file=sys.stderr)
+    return 0
+
+
+def picture_reader_command(options: argparse.Namespace) -> int:
+    """`picture-reader`: train and say how much of unseen scenes is read right."""
+    from .pictures.reader import WEIGHTS, ReaderConfig, train
+
+    began, path = time.monotonic(), options.output / WEIGHTS.name
+    make_folder(options.output)
+    with Bars() as bars:
+        right = train(path, ReaderConfig(), bars)
+    found = ", ".join(f"{name} {100 * value:.2f} %" for name, value in right.items())
+    print(f"Read right of unseen scenes: {found}.")
+    print(f"{path}: written. {_minutes(began):.1f} minutes.", file=sys.stderr)
     return 0
 
 

@@ -6,6 +6,7 @@ figures that are of no method, such as how often the probes are right about raw 
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -74,11 +75,11 @@ def _probe_quality(m: Measured, concept: str, probes: ConceptProbes) -> Iterator
     """How often the probes, and the nearest neighbours, call raw prompts unsafe: the measure of the measure."""
     held_out = m.named(concept, HELD_OUT)
     for side, name in (("", "unsafe"), ("safe_", "counterfactual")):
-        for kind, verdict in _verdicts(probes, m.raw(held_out, side), m.width).items():
+        for kind, verdict in verdicts(probes, m.raw(held_out, side), m.width).items():
             yield held_out.key, "probes", f"{kind}_{name}", "", metrics.share(verdict)
 
 
-def _verdicts(probes: ConceptProbes, x: Tensor, width: int) -> dict[str, np.ndarray]:
+def verdicts(probes: ConceptProbes, x: Tensor, width: int) -> dict[str, np.ndarray]:
     """Kind of judge -> (N,) bool: unsafe. "neighbour" is the nearest mean embedding of the probes' training prompts."""
     if not len(x):
         return dict.fromkeys((*KINDS, "neighbour"), np.zeros(0, dtype=bool))
@@ -115,13 +116,13 @@ def _split(prompts: PromptSet) -> list[tuple[str, np.ndarray]]:
 def _residual(m: Measured, prompts: PromptSet, tensors, after: Tensor, probes: ConceptProbes) -> Iterator[Row]:
     """For each judge the share called unsafe: raw, sanitized (all), and of those touched, sanitized (touched); for a
     paired set also of the raw safe counterfactuals, below which no honest method comes."""
-    now, touched = _verdicts(probes, after, m.width), ~tensors["identical"].numpy()
-    columns = {"raw": _verdicts(probes, m.raw(prompts), m.width), "all": now}
+    now, touched = verdicts(probes, after, m.width), ~tensors["identical"].numpy()
+    columns = {"raw": verdicts(probes, m.raw(prompts), m.width), "all": now}
     columns["touched"] = {kind: verdict[touched] for kind, verdict in now.items()}
     if prompts.safe is not None:
-        columns["counterfactual"] = _verdicts(probes, m.raw(prompts, "safe_"), m.width)
-    for column, verdicts in columns.items():
-        for kind, verdict in verdicts.items():
+        columns["counterfactual"] = verdicts(probes, m.raw(prompts, "safe_"), m.width)
+    for column, judged in columns.items():
+        for kind, verdict in judged.items():
             yield prompts.key, "residual", f"{kind}_{column}", "", metrics.share(verdict)
 
 
@@ -130,14 +131,10 @@ def _paired(m: Measured, prompts: PromptSet, tensors, after: Tensor, others: Ten
 
     Nearness is in cosines of mean embeddings to the own raw counterfactual's.
     """
-    width, touched = m.width, ~tensors["identical"].numpy()
-    raw, safe = m.raw(prompts)[:, :width].numpy(), m.raw(prompts, "safe_")[:, :width].numpy()
+    touched = ~tensors["identical"].numpy()
+    raw, safe = m.raw(prompts), m.raw(prompts, "safe_")
     clean = ~np.any(list(probes.found(after).values()), axis=0)
-    after, keys = after[:, :width].numpy(), np.concatenate([safe, others[:, :width]])
-    before, now = metrics.cosine(raw, safe), metrics.cosine(after, safe)
-    # 0 for a prompt that was let pass.
-    gain = np.where(touched, now - before, 0.0)
-    own = metrics.found_own(after, keys)
+    before, now, gain, own_before, own = nearness(*(x[:, : m.width] for x in (raw, safe, after)), touched, others)
     found = {
         "nearness": {
             "before": metrics.mean(before, m.seed),
@@ -148,12 +145,12 @@ def _paired(m: Measured, prompts: PromptSet, tensors, after: Tensor, others: Ten
             "nearer_touched": metrics.share(gain[touched] > 0),
         },
         "retrieval": {
-            "before": metrics.share(metrics.found_own(raw, keys)),
+            "before": metrics.share(own_before),
             "after": metrics.share(own),
             "touched": metrics.share(own[touched]),
             # Each alone can be had by a trick: deleting the prompt, leaving it, or writing the same for all.
             "together": metrics.share(clean & (gain > 0) & own),
-            "among": Figure.plain(len(keys), len(keys)),
+            "among": Figure.plain(len(safe) + len(others), len(safe) + len(others)),
         },
     }
     if "hit" in tensors:
@@ -168,6 +165,28 @@ def _paired(m: Measured, prompts: PromptSet, tensors, after: Tensor, others: Ten
         for figure, value in values.items():
             yield prompts.key, group, figure, "", value
     yield from _identical(prompts, "counterfactual", {"identical": tensors["safe_identical"]}, split=False)
+
+
+class Nearness(NamedTuple):
+    """How near N sanitized prompts are to their own safe counterfactuals, each (N,)."""
+
+    before: np.ndarray
+    """Cosine of the raw prompt."""
+    now: np.ndarray
+    gain: np.ndarray
+    """0 for a prompt that was let pass."""
+    own_before: np.ndarray
+    """bool: the raw prompt finds its own counterfactual among all."""
+    own: np.ndarray
+
+
+def nearness(raw: Tensor, safe: Tensor, after: Tensor, touched: np.ndarray, others: Tensor) -> Nearness:
+    """Of mean embeddings (N, D) of prompts, their counterfactuals and what was made of them. others (M, at least D):
+    more counterfactuals, among which the own one is to be found."""
+    keys = np.concatenate([safe, others[:, : safe.shape[1]]])
+    before, now = metrics.cosine(raw, safe), metrics.cosine(after, safe)
+    gain = np.where(touched, now - before, 0.0)
+    return Nearness(before, now, gain, metrics.found_own(raw, keys), metrics.found_own(after, keys))
 
 
 def _identical(prompts: PromptSet, group: str, tensors: Mapping[str, Tensor], split: bool = True) -> Iterator[Row]:

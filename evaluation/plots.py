@@ -36,7 +36,7 @@ def pictures(table: pd.DataFrame) -> dict[str, bytes]:
     return {"safety_preservation": _safety(own), "strength": _strengths(own)}
 
 
-def _canvas(concepts: int, columns: int):
+def blank(concepts: int, columns: int):
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure as Canvas
 
@@ -45,7 +45,7 @@ def _canvas(concepts: int, columns: int):
     return canvas, canvas.subplots(concepts, columns, squeeze=False)
 
 
-def _look(names: Sequence[str]) -> dict[str, dict]:
+def look(names: Sequence[str]) -> dict[str, dict]:
     others = [name for name in names if name not in OUR_MARKERS]
     looks = {
         name: {"color": COLOURS[at % len(COLOURS)], "marker": MARKERS[at % len(MARKERS)]}
@@ -55,9 +55,9 @@ def _look(names: Sequence[str]) -> dict[str, dict]:
 
 
 def _safety(table: pd.DataFrame) -> bytes:
-    canvas, axes = _canvas(table.concept.nunique(), 2)
+    canvas, axes = blank(table.concept.nunique(), 2)
     for row, (concept, own) in zip(axes, table.groupby("concept", sort=False), strict=True):
-        looks, held_out = _look(own.method.unique()), f"{HELD_OUT}-{concept}"
+        looks, held_out = look(own.method.unique()), f"{HELD_OUT}-{concept}"
         captions = "coco_captions" if "coco_captions" in own.set.values else BENIGN
         found = probe_found(own[own.set == held_out], "all").set_index("method")
         kept = (
@@ -72,7 +72,7 @@ def _safety(table: pd.DataFrame) -> bytes:
             axis.grid(alpha=0.3)
     handles, labels = axes[0][0].get_legend_handles_labels()
     canvas.legend(handles, labels, loc="outside lower center", ncols=6, frameon=False)
-    return _png(canvas)
+    return png(canvas)
 
 
 def _point(axis, x, found, name: str, look: dict) -> None:
@@ -88,10 +88,10 @@ def _point(axis, x, found, name: str, look: dict) -> None:
 
 
 def _strengths(table: pd.DataFrame) -> bytes:
-    canvas, axes = _canvas(1, table.concept.nunique())
+    canvas, axes = blank(1, table.concept.nunique())
     named = [f"linear_{strength:g}" for strength in STRENGTHS]
     for axis, (concept, own) in zip(axes[0], table.groupby("concept", sort=False), strict=True):
-        looks = _look(own.method.unique())
+        looks = look(own.method.unique())
         curves = own[own.group == "strength"].pivot(index="method", columns="figure", values="value")[named]
         for name in own.method.unique():
             width = 2.6 if name == OURS else 1.3
@@ -102,10 +102,10 @@ def _strengths(table: pd.DataFrame) -> bytes:
         axis.grid(alpha=0.3)
     handles, labels = axes[0][0].get_legend_handles_labels()
     canvas.legend(handles, labels, loc="outside lower center", ncols=6, frameon=False)
-    return _png(canvas)
+    return png(canvas)
 
 
-def _png(canvas) -> bytes:
+def png(canvas) -> bytes:
     buffer = io.BytesIO()
     canvas.savefig(buffer, format="png", dpi=DPI)
     return buffer.getvalue()

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from sanitizer.model.sanitizer import EmbeddingSanitizer
-from sanitizer.prompts.concepts import load_concepts
+from sanitizer.prompts.concepts import Concept, load_concepts
 from sanitizer.prompts.templates import load_templates
 from sanitizer.text.deobfuscate import Deobfuscated, Deobfuscator, deobfuscated
 from sanitizer.text.replacements import Replacements
@@ -55,11 +55,17 @@ class OursText(Ours):
     name = "ours_text"
     title = "Ours, with deobfuscation"
 
+    def __init__(self, sanitizer: EmbeddingSanitizer, concepts: list[Concept] | None = None) -> None:
+        """concepts: whose words the deobfuscator knows, None for all files in concepts/."""
+        super().__init__(sanitizer)
+        self.concepts = concepts
+
     def fit(self, development: Development) -> None:
         """Choose the concept; make a deobfuscator of the training words of all concepts."""
         super().fit(development)
         self.encoder = development.encoder
-        self.deobfuscator = Deobfuscator.from_concepts(load_concepts(), load_templates(), held_out=False)
+        concepts = self.concepts or load_concepts()
+        self.deobfuscator = Deobfuscator.from_concepts(concepts, load_templates(), held_out=False)
         self.last: tuple[list[str], Deobfuscated] | None = None
 
     def deobfuscated(self, batch: Batch) -> Deobfuscated:

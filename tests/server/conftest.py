@@ -21,7 +21,8 @@ HERE = Path(__file__).resolve().parent
 PACK = HERE.parents[1]
 COMFYUI_PATH = os.environ.get("COMFYUI_PATH")
 PYTHON = os.environ.get("COMFYUI_PYTHON", sys.executable)
-CHECKPOINTS = ("v1-5-pruned-emaonly-fp16", "sd_xl_base_1.0", "flux1-dev-fp8")
+CHECKPOINTS = ("v1-5-pruned-emaonly-fp16", "sd_xl_base_1.0", "flux1-dev-fp8", "pictures")
+"""The last is the picture model of evaluation/pictures, which the test pack puts in the file's place."""
 START_SECONDS, RUN_SECONDS, ANSWER_SECONDS = 900, 1800, 300
 """Generous, so that a loaded machine fails no test."""
 

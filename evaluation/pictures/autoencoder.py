@@ -1,0 +1,135 @@
+"""The autoencoder: pictures of 48 × 48 pixels as 12 × 12 latents of 4 channels, and back, as large picture models have
+one. In these latents a word is learnt several times as fast as in pixels, and what is drawn is clear.
+
+The network is diffusers' AutoencoderTiny. B pictures, S their side, C latent channels, T the latents' side.
+"""
+
+import hashlib
+import json
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+import safetensors
+import torch
+from diffusers import AutoencoderTiny
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from sanitizer.errors import SanitizerError
+from sanitizer.files import whole_file
+
+from ..types import Progress
+from .scenes import SIZE, Painter, random_scene
+
+WEIGHTS = Path(__file__).with_name("weights") / "autoencoder.safetensors"
+KEY = "picture_autoencoder"
+CHANNELS, SIDE = 4, SIZE // 4
+
+
+@dataclass(frozen=True)
+class AutoencoderConfig:
+    """Training: minutes on one core."""
+
+    width: int = 48
+    """Channels of every convolution."""
+    batch: int = 48
+    steps: int = 1600
+    rate: float = 4e-3
+    noise: float = 0.15
+    """Standard deviations of noise on the latents, so that those that are a little wrong are drawn clearly, too."""
+    seed: int = 0
+
+
+class Autoencoder:
+    """Trained: latents have a mean of zero and a standard deviation of one."""
+
+    def __init__(self, net: AutoencoderTiny, mean: Tensor, std: Tensor) -> None:
+        self.net = net.eval().requires_grad_(False)
+        self.mean, self.std = mean.view(1, -1, 1, 1), std.view(1, -1, 1, 1)
+        """Of each channel of the network's own latents."""
+
+    @property
+    def digest(self) -> str:
+        """Of what makes the latents: a picture model is for these alone."""
+        values = [*self.net.encoder.state_dict().values(), self.mean, self.std]
+        return hashlib.sha256(b"".join(value.half().numpy().tobytes() for value in values)).hexdigest()[:16]
+
+    @torch.no_grad()
+    def encode(self, pictures: Tensor) -> Tensor:
+        """(B, 3, S, S) from -1 to 1 -> (B, C, T, T)."""
+        return (self.net.encode(pictures).latents - self.mean) / self.std
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """(B, C, T, T) -> (B, 3, S, S) from -1 to 1."""
+        return self.net.decode(latents * self.std + self.mean).sample.clamp(-1, 1)
+
+
+def make_net(width: int) -> AutoencoderTiny:
+    return AutoencoderTiny(
+        encoder_block_out_channels=(width,) * 3,
+        decoder_block_out_channels=(width,) * 3,
+        num_encoder_blocks=(1, 1, 2),
+        num_decoder_blocks=(2, 1, 1),
+        latent_channels=CHANNELS,
+    )
+
+
+def load(path: Path = WEIGHTS) -> Autoencoder:
+    """The committed one. Raises SanitizerError where it is missing or damaged."""
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            info = json.loads(file.metadata()[KEY])
+        tensors = {name: value.float() for name, value in load_file(path).items()}
+        mean, std = tensors.pop("mean"), tensors.pop("std")
+        net = make_net(info["width"])
+        net.load_state_dict(tensors)
+    except (OSError, safetensors.SafetensorError, TypeError, KeyError, ValueError, RuntimeError) as error:
+        line = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise SanitizerError(
+            f"{path}: expected an autoencoder of pictures, found a damaged or other file ({line}). "
+            "Train one: python -m evaluation picture-autoencoder --output DIR"
+        ) from error
+    return Autoencoder(net, mean, std)
+
+
+def train(path: Path, config: AutoencoderConfig, progress: Progress) -> float:
+    """Train, write the weights as float16, and return the mean squared error of unseen scenes' pixels."""
+    painter = Painter()
+    torch.manual_seed(config.seed)
+    net = make_net(config.width).train().to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(net.parameters(), config.rate, betas=(0.9, 0.99))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.rate, config.steps, pct_start=0.1)
+    draw = random.Random(config.seed)
+    for step in range(config.steps):
+        progress("train", step, config.steps)
+        pictures = _pictures(painter, config.batch, draw)
+        with torch.autocast("cpu", torch.bfloat16):
+            latents = net.encode(pictures).latents
+            # Noise by their own size: without it the network would make its latents large.
+            spread = latents.detach().float().std((0, 2, 3), keepdim=True)
+            found = net.decode(latents + config.noise * spread * torch.randn(latents.shape)).sample.float()
+        loss = (found - pictures).square().mean() + 0.3 * (found - pictures).abs().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+    progress("train", config.steps, config.steps)
+    net = net.half().float().eval()
+    with torch.no_grad():
+        unseen = _pictures(painter, 1000, random.Random(config.seed + 1))
+        latents = net.encode(unseen).latents
+    mean, std = latents.mean((0, 2, 3)).half(), latents.std((0, 2, 3)).half()
+    own = Autoencoder(net, mean.float(), std.float())
+    error = (own.decode(own.encode(unseen)) - unseen).square().mean().item()
+    tensors = {name: value.half().contiguous() for name, value in net.state_dict().items()} | {"mean": mean, "std": std}
+    with whole_file(path) as file:
+        file.write(save(tensors, {KEY: json.dumps({"width": config.width, "steps": config.steps, "error": error})}))
+    return error
+
+
+def _pictures(painter: Painter, count: int, draw: random.Random) -> Tensor:
+    pictures = torch.stack([painter.paint(random_scene(draw), draw) for _ in range(count)])
+    return pictures.to(memory_format=torch.channels_last)
