@@ -20,7 +20,6 @@ class Latents(comfy.latent_formats.LatentFormat):
 
 class Config(comfy.supported_models_base.BASE):
     latent_format = Latents
-    unet_config = {"disable_unet_model_creation": True}  # noqa: RUF012
     sampling_settings = {"shift": diffusion.SHIFT}  # noqa: RUF012
 
 
@@ -52,7 +51,7 @@ class Enlarged:
 
 def load(encoder_name: str):
     """MODEL and VAE for an embedded encoder."""
-    model = BaseModel(Config({}), ModelType.FLOW)
+    model = BaseModel(Config({"disable_unet_model_creation": True}), ModelType.FLOW)
     own = diffusion.load(load_encoder(encoder_name))
     model.diffusion_model = Velocity(own.net)
     memory = comfy.model_management
