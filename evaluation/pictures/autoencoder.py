@@ -7,7 +7,7 @@ The network is diffusers' AutoencoderTiny. B pictures, S their side, C latent ch
 import hashlib
 import json
 import random
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import safetensors
@@ -25,6 +25,8 @@ from .scenes import SIZE, Painter, random_scene
 WEIGHTS = Path(__file__).with_name("weights") / "autoencoder.safetensors"
 KEY = "picture_autoencoder"
 CHANNELS, SIDE = 4, SIZE // 4
+UNSEEN = 1000
+"""Scenes that the latents' mean and spread, and the error, are measured on."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,8 @@ class AutoencoderConfig:
     """Channels of every convolution."""
     batch: int = 48
     steps: int = 1600
+    refining: int = 2000
+    """Further steps of the decoder alone, with the encoder as it is."""
     rate: float = 4e-3
     noise: float = 0.15
     """Standard deviations of noise on the latents, so that those that are a little wrong are drawn clearly, too."""
@@ -96,14 +100,41 @@ def load(path: Path = WEIGHTS) -> Autoencoder:
 
 def train(path: Path, config: AutoencoderConfig, progress: Progress) -> float:
     """Train, write the weights as float16, and return the mean squared error of unseen scenes' pixels."""
-    painter = Painter()
+    painter, draw = Painter(), random.Random(config.seed)
     torch.manual_seed(config.seed)
-    net = make_net(config.width).train().to(memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(net.parameters(), config.rate, betas=(0.9, 0.99))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.rate, config.steps, pct_start=0.1)
-    draw = random.Random(config.seed)
-    for step in range(config.steps):
-        progress("train", step, config.steps)
+    net = make_net(config.width).to(memory_format=torch.channels_last)
+    _fit(net, [*net.parameters()], config.steps, painter, config, draw, progress)
+    net.encoder.requires_grad_(False).half().float()
+    refine(net, painter, config, draw, progress)
+    net = net.half().float().eval()
+    with torch.no_grad():
+        unseen = _pictures(painter, UNSEEN, random.Random(config.seed + 1))
+        latents = net.encode(unseen).latents
+    mean, std = latents.mean((0, 2, 3)).half(), latents.std((0, 2, 3)).half()
+    own = Autoencoder(net, mean.float(), std.float())
+    error = (own.decode(own.encode(unseen)) - unseen).square().mean().item()
+    tensors = {name: value.half().contiguous() for name, value in net.state_dict().items()} | {"mean": mean, "std": std}
+    with whole_file(path) as file:
+        file.write(save(tensors, {KEY: json.dumps(asdict(config) | {"error": error})}))
+    return error
+
+
+def refine(
+    net: AutoencoderTiny, painter: Painter, config: AutoencoderConfig, draw: random.Random, progress: Progress
+) -> None:
+    """Train the decoder alone: latents, and the picture models that work on them, stay as they are."""
+    _fit(net, [*net.decoder.parameters()], config.refining, painter, config, draw, progress)
+
+
+def _fit(
+    net: AutoencoderTiny, weights: list[Tensor], steps: int, painter: Painter, config: AutoencoderConfig,
+    draw: random.Random, progress: Progress,
+) -> None:  # fmt: skip
+    net.train()
+    optimizer = torch.optim.AdamW(weights, config.rate, betas=(0.9, 0.99))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.rate, steps, pct_start=0.1)
+    for step in range(steps):
+        progress("train", step, steps)
         pictures = _pictures(painter, config.batch, draw)
         with torch.autocast("cpu", torch.bfloat16):
             latents = net.encode(pictures).latents
@@ -113,21 +144,10 @@ def train(path: Path, config: AutoencoderConfig, progress: Progress) -> float:
         loss = (found - pictures).square().mean() + 0.3 * (found - pictures).abs().mean()
         optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
         schedule.step()
-    progress("train", config.steps, config.steps)
-    net = net.half().float().eval()
-    with torch.no_grad():
-        unseen = _pictures(painter, 1000, random.Random(config.seed + 1))
-        latents = net.encode(unseen).latents
-    mean, std = latents.mean((0, 2, 3)).half(), latents.std((0, 2, 3)).half()
-    own = Autoencoder(net, mean.float(), std.float())
-    error = (own.decode(own.encode(unseen)) - unseen).square().mean().item()
-    tensors = {name: value.half().contiguous() for name, value in net.state_dict().items()} | {"mean": mean, "std": std}
-    with whole_file(path) as file:
-        file.write(save(tensors, {KEY: json.dumps({"width": config.width, "steps": config.steps, "error": error})}))
-    return error
+    progress("train", steps, steps)
 
 
 def _pictures(painter: Painter, count: int, draw: random.Random) -> Tensor:

@@ -234,7 +234,7 @@ def test_the_committed_autoencoder_keeps_every_object_readable():
 @needs_font
 def test_an_autoencoder_learns_and_is_written_whole(tmp_path):
     path = tmp_path / "autoencoder.safetensors"
-    config = replace(autoencoder.AutoencoderConfig(), width=16, steps=40, batch=16)
+    config = replace(autoencoder.AutoencoderConfig(), width=16, steps=40, refining=20, batch=16)
     error = autoencoder.train(path, config, quiet)
     assert error < 0.35, "one colour for every picture would be further off"
     assert autoencoder.load(path).digest != autoencoder.load().digest
