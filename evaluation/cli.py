@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 
 from sanitizer.errors import SanitizerError
 from sanitizer.exits import exit_code
@@ -317,11 +318,10 @@ def length_command(options: argparse.Namespace) -> int:
 def pictures_command(options: argparse.Namespace) -> int:
     """`pictures`: draw, read, report. Raises SanitizerError for what cannot work."""
     from sanitizer.encoders import load_encoder
-    from sanitizer.model import artifact
-    from sanitizer.prompts.concepts import load_concept
 
     from .pictures import diffusion, measure, reader
     from .pictures.methods import KNOWN
+    from .pictures.prompts import UNSAFE
     from .pictures.report import write_report
     from .plots import check_matplotlib
     from .store import Store, file_digest
@@ -337,12 +337,12 @@ def pictures_command(options: argparse.Namespace) -> int:
     path = options.sanitizer or options.output / measure.SANITIZER
     with Bars() as bars:
         if options.sanitizer:
-            sanitizer = artifact.load(path)
-            measure.check_sanitizer(sanitizer, path, encoder, load_concept(measure.CONCEPT_FILE))
+            sanitizer = measure.given_sanitizer(encoder, path)
         else:
             sanitizer = measure.own_sanitizer(encoder, path, size.examples, options.seed, bars)
         settings = {
-            "encoder": encoder.fingerprint.to_dict(), "model": model.digest, "sanitizer": file_digest(path),
+            "encoder": encoder.fingerprint.to_dict(), "model": model.digest,
+            "sanitizer_digest": file_digest(path),
             "size": asdict(size), "seed": options.seed,
         }  # fmt: skip
         store = Store(options.output / "parts", settings)
@@ -352,8 +352,8 @@ def pictures_command(options: argparse.Namespace) -> int:
         "fingerprint": str(encoder.fingerprint),
         "concept": measure.CONCEPT_FILE.name,
         "sanitizer": path.name,
-        "unsafe": sum(len(measured.prompts[kind]) for kind in measured.safe),
-        "harmless": sum(len(own) for kind, own in measured.prompts.items() if kind not in measured.safe),
+        "unsafe": sum(len(measured.prompts[kind]) for kind in UNSAFE),
+        "harmless": sum(len(own) for kind, own in measured.prompts.items() if kind not in UNSAFE),
         "minutes": _minutes(began),
     }
     report = write_report(measured, facts, options.output)
@@ -378,29 +378,31 @@ def picture_model_command(options: argparse.Namespace) -> int:
 
 def picture_autoencoder_command(options: argparse.Namespace) -> int:
     """`picture-autoencoder`: train and say how far off its pictures are."""
-    from .pictures.autoencoder import WEIGHTS, AutoencoderConfig, train
+    from .pictures import autoencoder
 
-    began, path = time.monotonic(), options.output / WEIGHTS.name
-    make_folder(options.output)
-    with Bars() as bars:
-        error = train(path, AutoencoderConfig(), bars)
+    error = _trained(options, autoencoder, autoencoder.AutoencoderConfig())
     print(f"Mean squared error of unseen scenes, colours from -1 to 1: {error:.5f}.")
-    print(f"{path}: written. {_minutes(began):.1f} minutes.", file=sys.stderr)
     return 0
 
 
 def picture_reader_command(options: argparse.Namespace) -> int:
     """`picture-reader`: train and say how much of unseen scenes is read right."""
-    from .pictures.reader import WEIGHTS, ReaderConfig, train
+    from .pictures import reader
 
-    began, path = time.monotonic(), options.output / WEIGHTS.name
-    make_folder(options.output)
-    with Bars() as bars:
-        right = train(path, ReaderConfig(), bars)
+    right = _trained(options, reader, reader.ReaderConfig())
     found = ", ".join(f"{name} {100 * value:.2f} %" for name, value in right.items())
     print(f"Read right of unseen scenes: {found}.")
-    print(f"{path}: written. {_minutes(began):.1f} minutes.", file=sys.stderr)
     return 0
+
+
+def _trained(options: argparse.Namespace, part: ModuleType, config):
+    """Train a part of the picture model, with the module's `train`, into the output folder; what that returns."""
+    began, path = time.monotonic(), options.output / part.WEIGHTS.name
+    make_folder(options.output)
+    with Bars() as bars:
+        found = part.train(path, config, bars)
+    print(f"{path}: written. {_minutes(began):.1f} minutes.", file=sys.stderr)
+    return found
 
 
 def memory_command(options: argparse.Namespace) -> int:

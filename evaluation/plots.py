@@ -37,6 +37,7 @@ def pictures(table: pd.DataFrame) -> dict[str, bytes]:
 
 
 def blank(concepts: int, columns: int):
+    """An empty figure and its axes (concepts, columns)."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure as Canvas
 
@@ -46,6 +47,7 @@ def blank(concepts: int, columns: int):
 
 
 def look(names: Sequence[str]) -> dict[str, dict]:
+    """Method -> its colour and marker."""
     others = [name for name in names if name not in OUR_MARKERS]
     looks = {
         name: {"color": COLOURS[at % len(COLOURS)], "marker": MARKERS[at % len(MARKERS)]}
@@ -106,6 +108,7 @@ def _strengths(table: pd.DataFrame) -> bytes:
 
 
 def png(canvas) -> bytes:
+    """The figure as PNG."""
     buffer = io.BytesIO()
     canvas.savefig(buffer, format="png", dpi=DPI)
     return buffer.getvalue()

@@ -5,21 +5,16 @@ The network is diffusers' AutoencoderTiny. B pictures, S their side, C latent ch
 """
 
 import hashlib
-import json
 import random
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import safetensors
 import torch
 from diffusers import AutoencoderTiny
-from safetensors.torch import load_file, save
 from torch import Tensor
 
-from sanitizer.errors import SanitizerError
-from sanitizer.files import whole_file
-
 from ..types import Progress
+from .files import load_weights, write_weights
 from .scenes import SIZE, Painter, random_scene
 
 WEIGHTS = Path(__file__).with_name("weights") / "autoencoder.safetensors"
@@ -82,20 +77,15 @@ def make_net(width: int) -> AutoencoderTiny:
 
 def load(path: Path = WEIGHTS) -> Autoencoder:
     """The committed one. Raises SanitizerError where it is missing or damaged."""
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            info = json.loads(file.metadata()[KEY])
-        tensors = {name: value.float() for name, value in load_file(path).items()}
+
+    def build(info: dict, tensors: dict[str, Tensor]) -> Autoencoder:
         mean, std = tensors.pop("mean"), tensors.pop("std")
         net = make_net(info["width"])
         net.load_state_dict(tensors)
-    except (OSError, safetensors.SafetensorError, TypeError, KeyError, ValueError, RuntimeError) as error:
-        line = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise SanitizerError(
-            f"{path}: expected an autoencoder of pictures, found a damaged or other file ({line}). "
-            "Train one: python -m evaluation picture-autoencoder --output DIR"
-        ) from error
-    return Autoencoder(net, mean, std)
+        return Autoencoder(net, mean, std)
+
+    advice = "Train one: python -m evaluation picture-autoencoder --output DIR"
+    return load_weights(path, KEY, "an autoencoder of pictures", advice, build)
 
 
 def train(path: Path, config: AutoencoderConfig, progress: Progress) -> float:
@@ -113,9 +103,8 @@ def train(path: Path, config: AutoencoderConfig, progress: Progress) -> float:
     mean, std = latents.mean((0, 2, 3)).half(), latents.std((0, 2, 3)).half()
     own = Autoencoder(net, mean.float(), std.float())
     error = (own.decode(own.encode(unseen)) - unseen).square().mean().item()
-    tensors = {name: value.half().contiguous() for name, value in net.state_dict().items()} | {"mean": mean, "std": std}
-    with whole_file(path) as file:
-        file.write(save(tensors, {KEY: json.dumps(asdict(config) | {"error": error})}))
+    tensors = net.state_dict() | {"mean": mean, "std": std}
+    write_weights(path, KEY, asdict(config) | {"error": error}, tensors)
     return error
 
 

@@ -13,23 +13,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import safetensors
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, PixArtTransformer2DModel
 from diffusers.models.attention_processor import AttnProcessor
-from safetensors.torch import load_file, save
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from sanitizer.encoders import Encoding, Fingerprint, TextEncoder
 from sanitizer.errors import SanitizerError
-from sanitizer.files import make_folder, whole_file
+from sanitizer.files import make_folder
 
 from ..store import file_digest, text_digest
-from ..types import Progress
+from ..types import BATCH, Progress, batches
 from . import autoencoder
 from .autoencoder import CHANNELS, SIDE, Autoencoder
+from .files import DAMAGE, load_weights, read, write, write_weights
 from .scenes import FILE, Painter, caption, random_scene
 
 WEIGHTS = Path(__file__).with_name("weights")
@@ -38,11 +37,13 @@ SHIFT = 2.0
 """More of the sampler's steps go where there is much noise, for the same reason as in training."""
 SPREAD = 1.0
 """Standard deviation of latents."""
+LONGEST = 77
+"""Token embeddings of one window of the encoders: longer captions are left out."""
 
 
 @dataclass(frozen=True)
 class PictureConfig:
-    """The network and its training. Chosen so that one model takes about five hours on one core with bfloat16."""
+    """The network and its training: hours on one core with bfloat16."""
 
     heads: int = 4
     head_width: int = 56
@@ -72,11 +73,8 @@ class PictureConfig:
 class PictureModel:
     """A trained model: token embeddings in, pictures out."""
 
-    def __init__(
-        self, net: PixArtTransformer2DModel, autoencoder: Autoencoder, empty: Encoding, info: dict, digest: str = ""
-    ) -> None:
-        self.net, self.autoencoder, self.empty = net.eval(), autoencoder, empty
-        self.info, self.digest = info, digest
+    def __init__(self, net: PixArtTransformer2DModel, autoencoder: Autoencoder, empty: Encoding, digest: str) -> None:
+        self.net, self.autoencoder, self.empty, self.digest = net.eval(), autoencoder, empty, digest
 
     @torch.no_grad()
     def draw(
@@ -160,27 +158,26 @@ def load(encoder: TextEncoder, path: Path | None = None) -> PictureModel:
     """The model of an encoder; None is the committed one. Raises SanitizerError where there is none, or it is damaged
     or was trained with another encoder."""
     path = path or WEIGHTS / f"{encoder.name}.safetensors"
+    advice = f"Train one: python -m evaluation picture-model --encoder {encoder.name} --output DIR"
     if not path.is_file():
         known = ", ".join(sorted(file.stem for file in WEIGHTS.glob("minilm*.safetensors")))
         raise SanitizerError(
-            f"{path}: no picture model for {encoder.name}. There is one for: {known or 'none'}. "
-            f"Train one: python -m evaluation picture-model --encoder {encoder.name} --output DIR"
+            f"{path}: no picture model for {encoder.name}. There is one for: {known or 'none'}. {advice}"
         )
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            info = json.loads(file.metadata()[KEY])
+
+    def build(info: dict, tensors: dict[str, Tensor]) -> tuple[str, Fingerprint, PixArtTransformer2DModel]:
         trained_on = Fingerprint.from_dict(info["encoder"])
         net = make_net(PictureConfig(**info["config"]), trained_on.width)
-        net.load_state_dict({name: value.float() for name, value in load_file(path).items()})
-    except (OSError, safetensors.SafetensorError, TypeError, KeyError, ValueError, RuntimeError) as error:
-        line = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise SanitizerError(f"{path}: expected a picture model, found a damaged or other file ({line}).") from error
+        net.load_state_dict(tensors)
+        return info["autoencoder"], trained_on, net
+
+    latents, trained_on, net = load_weights(path, KEY, "a picture model", advice, build)
     if trained_on != encoder.fingerprint:
         raise SanitizerError(f"{path}: was trained with {trained_on}, found the encoder {encoder.fingerprint}.")
     own = autoencoder.load()
-    if info["autoencoder"] != own.digest:
+    if latents != own.digest:
         raise SanitizerError(f"{path}: was trained on the latents of another autoencoder. Train it again.")
-    return PictureModel(net, own, encoder.encode([""]), info, file_digest(path))
+    return PictureModel(net, own, encoder.encode([""]), file_digest(path))
 
 
 class Captions:
@@ -191,11 +188,8 @@ class Captions:
         scenes = [random_scene(draw) for _ in range(config.captions)]
         texts = [caption(scene, draw, disguised=config.disguised).text for scene in scenes]
         path, digest = folder / "captions.safetensors", text_digest([str(encoder.fingerprint), *texts])
-        if not _made_of(path, digest):
-            _encode(encoder, texts, path, digest, progress)
-        kept = load_file(path)
-        # A caption that does not fit into one window of the encoder is left out.
-        self.index = (kept["lengths"] <= kept["longest"]).nonzero().squeeze(1).tolist()
+        kept = _kept(path, digest) or _encode(encoder, texts, path, digest, progress)
+        self.index = (kept["lengths"] <= LONGEST).nonzero().squeeze(1).tolist()
         self.scenes, self.parts = scenes, kept["embeddings"].split(kept["lengths"].tolist())
 
     def batch(self, index: Sequence[int], empty: Tensor, is_empty: Sequence[bool]) -> tuple[Tensor, Tensor]:
@@ -205,31 +199,28 @@ class Captions:
         return pad_sequence([part.float() for part in parts], batch_first=True), mask
 
 
-def _made_of(path: Path, digest: str) -> bool:
+def _kept(path: Path, digest: str) -> dict[str, Tensor] | None:
+    """The file's tensors, None where there are none that were made of this."""
     try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            return file.metadata()[KEY] == digest
-    except (OSError, safetensors.SafetensorError, TypeError, KeyError):
-        return False
+        info, tensors = read(path, KEY)
+        return tensors if info["made_of"] == digest else None
+    except DAMAGE:
+        return None
 
 
-def _encode(encoder: TextEncoder, texts: list[str], path: Path, digest: str, progress: Progress) -> None:
+def _encode(encoder: TextEncoder, texts: list[str], path: Path, digest: str, progress: Progress) -> dict[str, Tensor]:
+    """Embeddings of all captions, one behind the other, and how many each has; kept in the file."""
     found: list[Tensor] = [torch.empty(0)] * len(texts)
-    order, size = sorted(range(len(texts)), key=lambda i: len(texts[i])), 64
-    for first in range(0, len(order), size):
-        progress("encode captions", first, len(order))
-        index = order[first : first + size]
-        with torch.no_grad():
-            e = encoder.encode([texts[i] for i in index])
-        for b, i in enumerate(index):
-            found[i] = e.embeddings[b, e.mask[b]].half().cpu()
-    tensors = {
-        "embeddings": torch.cat(found),
-        "lengths": torch.tensor([len(part) for part in found]),
-        "longest": torch.tensor(77),
-    }
-    with whole_file(path) as file:
-        file.write(save(tensors, {KEY: digest}))
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+    places = iter(order)
+    with torch.no_grad():
+        for done, batch in enumerate(batches(encoder, [texts[i] for i in order])):
+            progress("encode captions", done * BATCH, len(order))
+            for embeddings, mask in zip(batch.encoding.embeddings, batch.encoding.mask, strict=True):
+                found[next(places)] = embeddings[mask].half()
+    tensors = {"embeddings": torch.cat(found), "lengths": torch.tensor([len(part) for part in found])}
+    write(path, KEY, {"made_of": digest}, tensors)
+    return tensors
 
 
 def train(
@@ -319,31 +310,24 @@ def _loss(
 def export(path: Path, net: PixArtTransformer2DModel, average: Sequence[Tensor], info: dict) -> None:
     """Write the averaged weights as float16, with what is to be known of them."""
     names = [name for name, _ in net.named_parameters()]
-    tensors = net.state_dict() | dict(zip(names, average, strict=True))
-    tensors = {name: value.half().cpu().contiguous() for name, value in tensors.items()}
-    with whole_file(path) as file:
-        file.write(save(tensors, {KEY: json.dumps(info)}))
+    write_weights(path, KEY, info, net.state_dict() | dict(zip(names, average, strict=True)))
 
 
 def _save(path: Path, made_of: dict, step: int, losses: dict, net, average, optimizer) -> None:
     tensors = {}
     for at, (p, mean) in enumerate(zip(net.parameters(), average, strict=True)):
         own = optimizer.state[p]
-        tensors |= {f"{at}.weight": p.detach(), f"{at}.mean": mean}
+        tensors |= {f"{at}.weight": p, f"{at}.mean": mean}
         tensors |= {f"{at}.first": own["exp_avg"], f"{at}.second": own["exp_avg_sq"]}
-    with whole_file(path) as file:
-        tensors = {name: value.cpu().contiguous() for name, value in tensors.items()}
-        file.write(save(tensors, {KEY: json.dumps({"made_of": made_of, "step": step, "losses": losses})}))
+    write(path, KEY, {"made_of": made_of, "step": step, "losses": losses}, tensors)
 
 
 def _resume(path: Path, made_of: dict, net, average, optimizer) -> tuple[int, dict]:
     if not path.exists():
         return 0, {}
     try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            found = json.loads(file.metadata()[KEY])
-        kept = load_file(path)
-    except (OSError, safetensors.SafetensorError, TypeError, KeyError, ValueError) as error:
+        found, kept = read(path, KEY)
+    except DAMAGE as error:
         raise SanitizerError(f"{path}: damaged ({error}). Delete it and begin anew.") from error
     if found["made_of"] != json.loads(json.dumps(made_of)):
         raise SanitizerError(

@@ -95,10 +95,9 @@ class Measured:
     prompts: dict[str, list[PicturePrompt]]
     """Kind -> prompts."""
     cells: list[Cell]
-    methods: dict[str, Method]
     probes: ConceptProbes
-    safe: dict[str, Tensor]
-    """Kind -> (B, F) float32 vectors of the raw safe counterfactuals."""
+    safe: Tensor
+    """(N, F) float32 vectors of the raw safe counterfactuals of all unsafe prompts, in the order of UNSAFE."""
     others: Tensor
     """(M, F): more counterfactuals."""
     width: int
@@ -109,14 +108,19 @@ def own_sanitizer(
 ) -> EmbeddingSanitizer:
     """The sanitizer of weapon.toml: the one of this file, or trained and written there. Raises SanitizerError where the
     file's is for another encoder or another list."""
-    concept = load_concept(CONCEPT_FILE)
     if path.exists():
-        sanitizer = load_sanitizer(path)
-        check_sanitizer(sanitizer, path, encoder, concept)
-        return sanitizer
+        return given_sanitizer(encoder, path)
+    concept = load_concept(CONCEPT_FILE)
     given = {"examples": examples, "seed": seed, "progress": lambda stage, done, total, _: progress(stage, done, total)}
     sanitizer, _ = fit(encoder, [concept], **given)
     save(sanitizer, path)
+    return sanitizer
+
+
+def given_sanitizer(encoder: TextEncoder, path: Path) -> EmbeddingSanitizer:
+    """The one of a file. Raises SanitizerError where there is none, or it is for another encoder or another list."""
+    sanitizer = load_sanitizer(path)
+    check_sanitizer(sanitizer, path, encoder, load_concept(CONCEPT_FILE))
     return sanitizer
 
 
@@ -148,13 +152,14 @@ def adversarial_prompts(
     wanted = unsafe_prompts(UNSAFE[0], size.adversarial, seed + 1)
     named = [name for thing in things().values() if thing.group == WEAPON for name in (*thing.names, *thing.held_out)]
     banned = BannedWords(sorted({word for name in named for word in name.split()} - {"a", "an", "and"}))
-    found = []
+    found, allowed = [], None
     for at, prompt in enumerate(wanted):
         progress("adversarial prompts", at, len(wanted))
         key, made_of = (ADVERSARIAL, str(at)), [prompt.text, str(size.budget)]
         if not store.has(key, made_of):
-            tokens = gradient_encoder(encoder, "mma")
-            allowed = tokens.allowed & ~torch.tensor([word in banned for word in tokens.words])
+            if allowed is None:
+                tokens = gradient_encoder(encoder, "mma")
+                allowed = tokens.allowed & ~torch.tensor([word in banned for word in tokens.words])
             target = vectors(encoder, development.normalizer, [prompt.text])[0]
             generator = torch.Generator().manual_seed(seed * 1000 + at)
             trace = gcg_search(
@@ -208,10 +213,8 @@ def measure(
             raw = raw or cells[-1].entry
     progress("draw", total, total)
     probes, others = _probes(encoder, development, concept, everything, size.tuning, seed)
-    counterfactuals = {
-        kind: vectors(encoder, development.normalizer, [p.safe for p in prompts[kind]]) for kind in UNSAFE
-    }
-    return Measured(prompts, cells, methods, probes, counterfactuals, others, len(development.normalizer.mean))
+    counterfactuals = vectors(encoder, development.normalizer, [p.safe for kind in UNSAFE for p in prompts[kind]])
+    return Measured(prompts, cells, probes, counterfactuals, others, len(development.normalizer.mean))
 
 
 def _draw(
@@ -277,10 +280,10 @@ def figures(measured: Measured) -> pd.DataFrame:
     "embedding", the harness's own figures on the same prompts.
     """
     rows = []
-    oracle = _joined(measured, ORACLE, 1.0)
+    raw, oracle = _joined(measured, NONE, 0.0), _joined(measured, ORACLE, 1.0)
     for name, strength in dict.fromkeys((cell.method, cell.strength) for cell in measured.cells):
         own = _joined(measured, name, strength)
-        for group, figure, value in _of(measured, own, oracle):
+        for group, figure, value in _of(measured, own, raw, oracle):
             rows.append((name, strength, group, figure, *value))
     return pd.DataFrame(rows, columns=["method", "strength", "group", "figure", *Figure._fields])
 
@@ -309,7 +312,7 @@ def _joined(measured: Measured, name: str, strength: float) -> _Unsafe:
     )
 
 
-def _of(measured: Measured, own: _Unsafe, oracle: _Unsafe) -> Iterator[tuple[str, str, Figure]]:
+def _of(measured: Measured, own: _Unsafe, raw: _Unsafe, oracle: _Unsafe) -> Iterator[tuple[str, str, Figure]]:
     harm = np.array([holds_weapon(seen) for seen in own.objects])
     kinds = np.array([prompt.kind for prompt in own.prompts])
     yield "harm", "all", metrics.share(harm)
@@ -330,7 +333,7 @@ def _of(measured: Measured, own: _Unsafe, oracle: _Unsafe) -> Iterator[tuple[str
     yield "natural", "unclear", metrics.share(unclear)
     distance = kernel_distance(own.tensors["features"].numpy(), oracle.tensors["features"].numpy())
     yield "natural", "distance", Figure.plain(distance, len(harm))
-    for figure, value in _embedding(measured, own).items():
+    for figure, value in _embedding(measured, own, raw).items():
         yield "embedding", figure, value
 
 
@@ -374,16 +377,12 @@ def drawn_as_asked(measured: Measured) -> dict[str, Figure]:
     return {"objects": metrics.share(objects), "backgrounds": metrics.share(backgrounds)}
 
 
-def _embedding(measured: Measured, own: _Unsafe) -> dict[str, Figure]:
+def _embedding(measured: Measured, own: _Unsafe, raw: _Unsafe) -> dict[str, Figure]:
     """The harness's figures of the same prompts, see evaluation.figures."""
-    raw = _joined(measured, NONE, 0.0)
     after, touched = own.tensors["vectors"].float(), ~own.tensors["identical"].numpy()
-    safe = torch.cat([measured.safe[kind] for kind in UNSAFE])
-    width = measured.width
-    found = verdicts(measured.probes, after, width)
-    near = nearness(
-        raw.tensors["vectors"].float()[:, :width], safe[:, :width], after[:, :width], touched, measured.others
-    )
+    found = verdicts(measured.probes, after, measured.width)
+    means = (x[:, : measured.width] for x in (raw.tensors["vectors"].float(), measured.safe, after))
+    near = nearness(*means, touched, measured.others)
     clean = ~np.any([found[kind] for kind in KINDS], axis=0)
     return {
         **{f"{kind} probe finds it": metrics.share(found[kind]) for kind in KINDS},

@@ -7,24 +7,20 @@ nothing that was asked for, and as no weapon.
 B pictures, S their side, P places, N readings of a place, F features.
 """
 
-import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-import safetensors
 import torch
-from safetensors.torch import load_file, save
+from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sanitizer.errors import SanitizerError
-from sanitizer.files import whole_file
-
 from ..store import file_digest
 from ..types import Progress
+from .files import load_weights, write_weights
 from .scenes import FILE, GLYPH, PLACES, SIZE, WEAPON, Painter, Scene, colours, random_scene, things
 
 WEIGHTS = Path(__file__).with_name("weights") / "reader.safetensors"
@@ -96,22 +92,18 @@ class Reader(nn.Module):
 
 def load(path: Path = WEIGHTS) -> Reader:
     """The committed reader. Raises SanitizerError where it is missing or damaged, or reads other objects."""
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            info = json.loads(file.metadata()[KEY])
+
+    def build(info: dict, tensors: dict[str, Tensor]) -> Reader:
         reader = Reader(info["features"])
-        reader.load_state_dict({name: value.float() for name, value in load_file(path).items()})
-    except (OSError, safetensors.SafetensorError, TypeError, KeyError, ValueError, RuntimeError) as error:
-        line = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise SanitizerError(
-            f"{path}: expected a reader of pictures, found a damaged or other file ({line}). "
-            "Train one: python -m evaluation picture-reader --output DIR"
-        ) from error
-    return reader.eval()
+        reader.load_state_dict(tensors)
+        return reader.eval()
+
+    advice = "Train one: python -m evaluation picture-reader --output DIR"
+    return load_weights(path, KEY, "a reader of pictures", advice, build)
 
 
 def train(path: Path, config: ReaderConfig, progress: Progress) -> dict[str, float]:
-    """Train, write the weights as float16, and return the shares that were read right of unseen scenes: see errors."""
+    """Train, write the weights as float16, and return what accuracy says of unseen scenes."""
     painter = Painter()
     torch.manual_seed(config.seed)
     reader = Reader(config.features).train().to(memory_format=torch.channels_last)
@@ -133,9 +125,7 @@ def train(path: Path, config: ReaderConfig, progress: Progress) -> dict[str, flo
     reader = reader.half().float().eval()
     right = accuracy(reader, painter, UNSEEN, config.seed + 1)
     info = {"features": config.features, "steps": config.steps, "scenes": file_digest(FILE), "right": right}
-    tensors = {name: value.half().contiguous() for name, value in reader.state_dict().items()}
-    with whole_file(path) as file:
-        file.write(save(tensors, {KEY: json.dumps(info)}))
+    write_weights(path, KEY, info, reader.state_dict())
     return right
 
 
@@ -160,7 +150,7 @@ def _batch(names: Sequence[str], painter: Painter, config: ReaderConfig, draw: r
     pictures, places, background = [], [], []
     index = {name: at for at, name in enumerate(names)}
     for _ in range(config.batch):
-        scene = random_scene(draw, weapons=None)
+        scene = random_scene(draw)
         scene = scene if draw.random() > 0.05 else Scene((), scene.colour)
         picture = painter.blank(scene.colour, draw)
         own = dict.fromkeys(PLACES, index[NOTHING])
@@ -222,12 +212,4 @@ def _spoilt(painter: Painter, name: str, draw: random.Random) -> Tensor:
 
 def _blurred(x: Tensor, sigma: float) -> Tensor:
     """(C, H, W) under a Gaussian of this many pixels."""
-    if sigma < 0.05:
-        return x
-    reach = max(1, round(2.5 * sigma))
-    kernel = torch.exp(-torch.arange(-reach, reach + 1).float().square() / (2 * sigma * sigma))
-    kernel = (kernel / kernel.sum())[None, None]
-    for _ in range(2):
-        x = F.conv1d(F.pad(x, (reach, reach), mode="replicate").flatten(0, 1)[:, None], kernel).view_as(x)
-        x = x.transpose(1, 2)
-    return x
+    return torch.from_numpy(gaussian_filter(x.numpy(), (0, sigma, sigma), mode="nearest", truncate=2.5))
