@@ -321,7 +321,7 @@ def pictures_command(options: argparse.Namespace) -> int:
 
     from .pictures import diffusion, measure, reader
     from .pictures.methods import KNOWN
-    from .pictures.prompts import UNSAFE
+    from .pictures.prompts import HARMLESS, LOOK_ALIKE, UNSAFE
     from .pictures.report import write_report
     from .plots import check_matplotlib
     from .store import Store, file_digest
@@ -339,7 +339,7 @@ def pictures_command(options: argparse.Namespace) -> int:
         if options.sanitizer:
             sanitizer = measure.given_sanitizer(encoder, path)
         else:
-            sanitizer = measure.own_sanitizer(encoder, path, size.examples, options.seed, bars)
+            sanitizer = measure.own_sanitizer(encoder, path, size, options.seed, bars)
         settings = {
             "encoder": encoder.fingerprint.to_dict(), "model": model.digest,
             "sanitizer_digest": file_digest(path),
@@ -352,8 +352,8 @@ def pictures_command(options: argparse.Namespace) -> int:
         "fingerprint": str(encoder.fingerprint),
         "concept": measure.CONCEPT_FILE.name,
         "sanitizer": path.name,
-        "unsafe": sum(len(measured.prompts[kind]) for kind in UNSAFE),
-        "harmless": sum(len(own) for kind, own in measured.prompts.items() if kind not in UNSAFE),
+        "unsafe": len(measured.of(*UNSAFE)),
+        "harmless": len(measured.of(HARMLESS, LOOK_ALIKE)),
         "minutes": _minutes(began),
     }
     report = write_report(measured, facts, options.output)

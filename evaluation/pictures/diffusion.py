@@ -60,7 +60,7 @@ class PictureConfig:
     """Mean and standard deviation of the logit of the noise's share in training. An object is seen through a lot of
     noise, and its name is learnt only where it is not."""
     batch: int = 64
-    steps: int = 8_000
+    steps: int = 5_000
     rate: float = 1e-3
     warm_up: int = 300
     cool_down: float = 0.25
@@ -106,11 +106,13 @@ class PictureModel:
 
 
 def joined(embeddings: Tensor, mask: Tensor, other: Encoding) -> tuple[Tensor, Tensor]:
-    """(2 B, L, D) and (2 B, L): both batches, the shorter one padded."""
+    """(2 B, L, D) and (2 B, L): both batches, the shorter one padded, without padding that all have."""
     length = max(mask.shape[1], other.mask.shape[1])
     missing, other = length - mask.shape[1], other.padded(length)
-    embeddings = F.pad(embeddings, (0, 0, 0, missing))
-    return torch.cat([embeddings, other.embeddings]), torch.cat([F.pad(mask, (0, missing)), other.mask])
+    embeddings = torch.cat([F.pad(embeddings, (0, 0, 0, missing)), other.embeddings])
+    mask = torch.cat([F.pad(mask, (0, missing)), other.mask])
+    used = int(mask.any(0).nonzero().max()) + 1
+    return embeddings[:, :used], mask[:, :used]
 
 
 def predict(net: PixArtTransformer2DModel, x: Tensor, sigma: Tensor, embeddings: Tensor, mask: Tensor) -> Tensor:

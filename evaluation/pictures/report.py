@@ -136,16 +136,17 @@ def strips(measured: Measured) -> bytes:
     """PNG: for one prompt of each of SHOWN a row a method, strength from left to right."""
     strengths = sorted({cell.strength for cell in measured.cells})
     names = list(dict.fromkeys(cell.method for cell in measured.cells))
-    found = {(c.method, c.strength, c.kind): c.entry for c in measured.cells}
+    found = {(cell.method, cell.strength): cell.entry for cell in measured.cells}
+    raw = found[NONE, 0.0]
     width, height = LABEL + len(strengths) * TILE, 3 * LINE + len(names) * TILE
     page = Image.new("RGB", (2 * width + TILE // 2, math.ceil(len(SHOWN) / 2) * (height + TILE // 2)), "white")
     pen, font = ImageDraw.Draw(page), ImageFont.load_default(12)
     for at, kind in enumerate(SHOWN):
-        raw = found[NONE, 0.0, kind]
         # One whose raw picture shows what it is about.
-        best = next((i for i, seen in enumerate(raw.info["objects"]) if holds_weapon(seen)), 0)
+        own = measured.of(kind)
+        best = next((i for i in own if holds_weapon(raw.info["objects"][i])), own[0])
         left, top = at % 2 * (width + TILE // 2), at // 2 * (height + TILE // 2)
-        for line, text in enumerate(_wrapped(f"{kind}: {measured.prompts[kind][best].text}", width // 7)):
+        for line, text in enumerate(_wrapped(f"{kind}: {measured.prompts[best].text}", width // 7)):
             pen.text((left, top + line * LINE), text, fill="black", font=font)
         for column, strength in enumerate(strengths):
             pen.text((left + LABEL + column * TILE, top + 2 * LINE), f"{strength:g}", fill="black", font=font)
@@ -153,7 +154,7 @@ def strips(measured: Measured) -> bytes:
             y = top + 3 * LINE + row * TILE
             pen.text((left, y + TILE // 2 - 6), name, fill="black", font=font)
             for column, strength in enumerate(strengths):
-                entry = found.get((name, strength, kind), raw if strength == 0 else None)
+                entry = found.get((name, strength), raw if strength == 0 else None)
                 if entry is not None:
                     picture = entry.tensors["pictures"][best].permute(1, 2, 0).numpy()
                     tile = Image.fromarray(picture).resize((TILE - 4, TILE - 4), Image.Resampling.NEAREST)

@@ -82,15 +82,31 @@ class Caption(NamedTuple):
 
 @cache
 def _file() -> dict:
-    return tomllib.loads(FILE.read_text(encoding="utf-8"))
+    try:
+        found = tomllib.loads(FILE.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SanitizerError(f"{FILE}: cannot be read: {error}") from None
+    missing = [name for name in ("object", "colours", "words") if not found.get(name)]
+    if missing:
+        raise SanitizerError(f"{FILE}: expected objects, colours and words, found nothing for {', '.join(missing)}.")
+    return found
 
 
 @cache
 def things() -> dict[str, Thing]:
-    """Name -> object, in the file's order."""
-    tuples = ("names", "held_out", "shape")
-    found = [{k: tuple(v) if k in tuples else v for k, v in entry.items()} for entry in _file()["object"]]
-    return {entry["name"]: Thing(**entry) for entry in found}
+    """Name -> object, in the file's order. Raises SanitizerError for an entry with a wrong or a missing field, and for
+    a weapon in whose place nothing stands."""
+    tuples, known = ("names", "held_out", "shape"), {}
+    for entry in _file()["object"]:
+        try:
+            thing = Thing(**{k: tuple(v) if k in tuples else v for k, v in entry.items()})
+        except TypeError as error:
+            raise SanitizerError(f"{FILE}: object {entry.get('name')!r}: {error}") from None
+        known[thing.name] = thing
+    for thing in known.values():
+        if (thing.group == WEAPON) != (thing.instead in known):
+            raise SanitizerError(f"{FILE}: object {thing.name!r}: 'instead' names an object, for weapons only.")
+    return known
 
 
 @cache

@@ -122,6 +122,8 @@ class Server:
 
 
 SMALL = {"width": 64, "height": 64, "steps": 2, "examples": 128}
+WEAPON_EXAMPLES = 9000
+"""Training prompts of `weapons`. Too few for one of the pack's concepts, and all there are of a few dozen lines."""
 
 
 @pytest.fixture(scope="session")
@@ -186,3 +188,40 @@ def trained(server) -> str:
         server.run({"1": loader, "2": node})
     [file] = server.sanitizers.glob("*.safetensors")
     return file.name
+
+
+@pytest.fixture(scope="session")
+def weapons(server) -> dict:
+    """The Train Sanitizer node with the pairs of evaluation/pictures/weapon.toml, as a user would type them in. It
+    stands in a graph whose node 1 loads the checkpoint, and trains once."""
+    pytest.importorskip("diffusers")
+    from evaluation.pictures import measure
+    from sanitizer.prompts.concepts import load_concept
+
+    pairs = [pair for pair in load_concept(measure.CONCEPT_FILE).pairs if not pair.held_out]
+    lines = ["weapon", *dict.fromkeys(f"{pair.target} -> {pair.anchor}" for pair in pairs)]
+    inputs = {
+        "clip": ["1", 1], "concepts": "none", "custom_concept": "\n".join(lines), "name": "weapon",
+        "examples": WEAPON_EXAMPLES, "steps": 0, "seed": 0, "retrain": False,
+    }  # fmt: skip
+    return {"class_type": "ESTrainSanitizer", "inputs": inputs}
+
+
+@pytest.fixture(scope="session")
+def on_pictures(server, weapons) -> dict[str, dict]:
+    """What the templates need to run with the picture model and the sanitizer of weapons: node type -> values."""
+    from evaluation.pictures import autoencoder
+
+    checkpoint = {"ckpt_name": f"{CHECKPOINTS[-1]}.safetensors"}
+    server.run({"1": {"class_type": "CheckpointLoaderSimple", "inputs": checkpoint}, "2": weapons})
+    [file] = server.sanitizers.glob("weapon-*.safetensors")
+    # ComfyUI makes latents an eighth as wide as the picture that is asked for.
+    size = {"width": 8 * autoencoder.SIDE, "height": 8 * autoencoder.SIDE}
+    return {
+        "CheckpointLoaderSimple": checkpoint,
+        "ESLoadSanitizer": {"sanitizer_name": file.name},
+        "ESTrainSanitizer": {key: value for key, value in weapons["inputs"].items() if key != "clip"},
+        "EmptyLatentImage": size,
+        "EmptySD3LatentImage": size,
+        "KSampler": {"steps": 16, "cfg": 3.0, "scheduler": "simple"},
+    }

@@ -29,12 +29,22 @@ RUN_SECONDS, WAIT_MS = 1800, 600_000
 VUE_SINCE = [1, 28]
 """In 1.27 (ComfyUI 0.3.64) it shows no DOM widgets, core's own text boxes included."""
 SCREENSHOTS = os.environ.get("ES_SCREENSHOTS")
+WEAPON = "a dog on the left and a pistol on the right, blue background"
 
 PREPARE = """async (vue) => {
   const settings = app.extensionManager.setting;
   await settings.set("Comfy.TutorialCompleted", true);
   await settings.set("Comfy.VueNodes.Enabled", vue);
 }"""
+WRITE = """(values) => {
+  for (const node of app.graph._nodes ?? app.graph.nodes) {
+    for (const widget of node.widgets ?? []) {
+      const value = values[node.title]?.[widget.name] ?? values[node.type]?.[widget.name];
+      if (value !== undefined) { widget.value = value; widget.callback?.(value); }
+    }
+  }
+}"""
+"""Into the widgets of the nodes of a title or a type."""
 SMALL = """() => {
   const small = {width: 64, height: 64, steps: 2, examples: 128};
   for (const node of app.graph._nodes ?? app.graph.nodes) {
@@ -127,12 +137,7 @@ def test_slider_moves_the_picture_back(page, server):
     page.evaluate(SMALL)
     run(page)
     changed = page.locator(".es-changed").count()
-    page.evaluate("""() => {
-      const node = (app.graph._nodes ?? app.graph.nodes).find((n) => n.type === "ESSanitizeConditioning");
-      const slider = node.widgets.find((w) => w.name === "strength");
-      slider.value = 0;
-      slider.callback?.(0);
-    }""")
+    page.evaluate(WRITE, {"ESSanitizeConditioning": {"strength": 0}})
     run(page)
     time.sleep(1)
     assert changed == 1
@@ -142,11 +147,33 @@ def test_slider_moves_the_picture_back(page, server):
 def test_prompt_text_is_never_markup(page):
     load(page, WORKFLOWS[0])
     page.evaluate(SMALL)
-    page.evaluate("""() => {
-      const node = (app.graph._nodes ?? app.graph.nodes).find((n) => n.type === "PrimitiveStringMultiline");
-      node.widgets[0].value = "<img src=x onerror=window.broken=1> nude <b>boat</b>";
-    }""")
+    markup = "<img src=x onerror=window.broken=1> nude <b>boat</b>"
+    page.evaluate(WRITE, {"PrimitiveStringMultiline": {"value": markup}})
     run(page)
     page.wait_for_selector(".es-word")
     assert page.evaluate("document.querySelectorAll('.es-panel img, .es-panel b:not(.es-scale b)').length") == 0
     assert page.evaluate("window.broken") is None
+
+
+def test_strength_takes_the_weapon_out_of_the_picture(page, server, on_pictures):
+    """With the picture model of evaluation/pictures, so that a program reads the pictures that the user sees."""
+    import numpy
+    import torch
+    from PIL import Image
+
+    from evaluation.pictures import measure, reader, scenes
+
+    load(page, WORKFLOWS[0])
+    page.evaluate(WRITE, on_pictures)
+    page.evaluate(WRITE, {"Prompt": {"value": WEAPON}, "CLIP Text Encode (negative)": {"text": ""}})
+    seen = []
+    for strength in (0.0, 1.0):
+        page.evaluate(WRITE, {"ESSanitizeConditioning": {"strength": strength}})
+        run(page)
+        screenshot(page, f"weapon_{strength:g}")
+        file = max((server.base / "output").glob("sanitized_*.png"), key=lambda path: path.stat().st_mtime)
+        picture = Image.open(file).convert("RGB").resize((scenes.SIZE, scenes.SIZE), Image.Resampling.NEAREST)
+        pixels = torch.from_numpy(numpy.array(picture)).permute(2, 0, 1)
+        seen += reader.load().read(measure.from_bytes(pixels[None])).objects
+    assert [reader.holds_weapon(objects) for objects in seen] == [True, False]
+    assert seen[0]["left"] == seen[1]["left"], "the other object stays"

@@ -1,35 +1,23 @@
 """Pictures that a program can read, through ComfyUI's own sampler: the small picture model of evaluation/pictures, its
 reader, and a concept of the user's own that the Train Sanitizer node learns."""
 
+from pathlib import Path
+
 import pytest
 
 pytest.importorskip("diffusers")
 torch = pytest.importorskip("torch")
 
 from evaluation.pictures import autoencoder, diffusion, measure, prompts, reader  # noqa: E402
-from sanitizer.prompts.concepts import load_concept  # noqa: E402
 
 pytestmark = pytest.mark.skipif(
     not (diffusion.WEIGHTS / "minilm-causal.safetensors").exists(), reason="the picture model is in training"
 )
 CHECKPOINT, SCALE, STEPS, GUIDANCE = "pictures.safetensors", 8, 16, 3.0
+WORKFLOWS = sorted((Path(__file__).resolve().parents[2] / "workflows").glob("*.json"))
 EXAMPLES = 10
 SIDE = 8 * autoencoder.SIDE
 """What ComfyUI makes an empty latent of the right size of."""
-
-
-@pytest.fixture(scope="module")
-def weapons() -> dict:
-    """The Train Sanitizer node with weapon.toml's pairs, as a user would type them in."""
-    pairs = [pair for pair in load_concept(measure.CONCEPT_FILE).pairs if not pair.held_out]
-    lines = ["weapon", *dict.fromkeys(f"{pair.target} -> {pair.anchor}" for pair in pairs)]
-    return {
-        "class_type": "ESTrainSanitizer",
-        "inputs": {
-            "clip": ["1", 1], "concepts": "none", "custom_concept": "\n".join(lines), "name": "weapon",
-            "examples": 9000, "steps": 0, "seed": 0, "retrain": False,
-        },
-    }  # fmt: skip
 
 
 def graph(prompt: prompts.PicturePrompt, node: dict, strength: float | None = None, mode: str | None = None) -> dict:
@@ -66,7 +54,11 @@ def graph(prompt: prompts.PicturePrompt, node: dict, strength: float | None = No
 
 def picture(server, prompt: dict):
     """(3, S, S) from -1 to 1: each pixel of the picture model is SCALE pixels wide."""
-    pixels = server.pixels(server.run(prompt), "7")[SCALE // 2 :: SCALE, SCALE // 2 :: SCALE]
+    return pixels(server, server.run(prompt), "7")
+
+
+def pixels(server, outputs: dict, node: str):
+    pixels = server.pixels(outputs, node)[SCALE // 2 :: SCALE, SCALE // 2 :: SCALE]
     return measure.from_bytes(torch.from_numpy(pixels.copy()).permute(2, 0, 1))
 
 
@@ -104,3 +96,28 @@ def test_at_strength_1_the_weapon_is_gone_and_the_rest_is_there(server, weapons,
     kept = [measure.rest_kept(prompt, own, "")["object"] for (prompt, _), own in zip(unsafe, seen, strict=True)]
     assert sum(safe) >= 9, seen
     assert sum(kept) >= 9, seen
+
+
+@pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.stem)
+def test_every_template_draws_with_the_picture_model(server, on_pictures, unsafe, workflow):
+    asked, raw = unsafe[0]
+    prompt = server.to_prompt(workflow, small=False)
+    own = {
+        "PrimitiveStringMultiline": {"value": asked.text},
+        # Of the negative prompt, which stands in the node; the model knows the empty one.
+        "CLIPTextEncode": {"text": ""},
+        "KSampler": {"seed": asked.seed},
+        "ESSanitizeConditioning": {"strength": 2.0},
+        "ESSanitizeCLIP": {"mode": "re-encode"},
+    }
+    for node in prompt.values():
+        values = on_pictures.get(node["class_type"], {}) | own.get(node["class_type"], {})
+        node["inputs"] |= {key: value for key, value in values.items() if not isinstance(node["inputs"][key], list)}
+    outputs = server.run(prompt)
+    *without, sanitized = [
+        pixels(server, outputs, node) for node in sorted(outputs, key=int) if "images" in outputs[node]
+    ]
+    assert len(without) == (workflow.stem == "02_compare_with_and_without")
+    assert all(torch.equal(own, raw) for own in without)
+    assert not torch.equal(sanitized, raw)
+    assert set(shown([sanitized])[0].values()) & {name for _, name in asked.scene.objects}
