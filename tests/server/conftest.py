@@ -122,8 +122,8 @@ class Server:
 
 
 SMALL = {"width": 64, "height": 64, "steps": 2, "examples": 128}
-WEAPON_EXAMPLES = 9000
-"""Training prompts of `weapons`. Too few for one of the pack's concepts, and all there are of a few dozen lines."""
+WEAPON_EXAMPLES = 3000
+"""Training prompts of `weapons`, a third of all that its pairs give."""
 
 
 @pytest.fixture(scope="session")
