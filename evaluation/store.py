@@ -6,7 +6,7 @@ It holds figures and vectors, and a prompt only where the user asked for it.
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,6 +21,21 @@ PACKAGES = ("evaluation", "sanitizer")
 ROOT = Path(__file__).resolve().parent.parent
 SETTINGS = "settings.json"
 KEY = "evaluation"
+
+
+def read(path: Path, key: str, whole: bool = True) -> tuple[dict, dict[str, Tensor]]:
+    """Facts, and the tensors if it is to be the whole, of a safetensors file. Raises OSError, SafetensorError,
+    TypeError, KeyError or ValueError for one that is missing, damaged or another's."""
+    with safetensors.safe_open(path, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()} if whole else {}  # noqa: SIM118
+        return json.loads(file.metadata()[key]), tensors
+
+
+def write(path: Path, key: str, info: dict, tensors: Mapping[str, Tensor]) -> None:
+    """Whole or not at all, in the tensors' own dtypes; the facts as JSON."""
+    tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    with whole_file(path) as file:
+        file.write(save(tensors, {key: json.dumps(info, sort_keys=True)}))
 
 
 @dataclass
@@ -58,10 +73,7 @@ class Store:
         return Entry(tensors, values["info"])
 
     def save(self, key: tuple[str, ...], entry: Entry, made_of: Iterable[str]) -> None:
-        values = {"digest": self._digest(key, made_of), "info": entry.info}
-        tensors = {name: value.contiguous() for name, value in entry.tensors.items()}
-        with whole_file(self._path(key)) as file:
-            file.write(save(tensors, {KEY: json.dumps(values, sort_keys=True)}))
+        write(self._path(key), KEY, {"digest": self._digest(key, made_of), "info": entry.info}, entry.tensors)
 
     def _digest(self, key: tuple[str, ...], made_of: Iterable[str]) -> str:
         return text_digest([self.base, *key, *made_of])
@@ -71,12 +83,10 @@ class Store:
 
     def _read(self, path: Path, whole: bool = False) -> tuple[dict, dict]:
         try:
-            with safetensors.safe_open(path, framework="pt") as file:
-                tensors = {name: file.get_tensor(name) for name in file.keys()} if whole else {}  # noqa: SIM118
-                values = json.loads(file.metadata()[KEY])
-                if not {"digest", "info"} <= values.keys():
-                    raise ValueError("no entry of a run")
-                return values, tensors
+            values, tensors = read(path, KEY, whole)
+            if not {"digest", "info"} <= values.keys():
+                raise ValueError("no entry of a run")
+            return values, tensors
         except (OSError, safetensors.SafetensorError, TypeError, KeyError, ValueError, AttributeError) as error:
             raise SanitizerError(f"{path}: damaged ({error}). Delete it and run again.") from error
 

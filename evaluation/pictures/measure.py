@@ -44,7 +44,7 @@ from .diffusion import PictureModel
 from .methods import NEGATIVE, NONE, ORACLE, factories
 from .prompts import ADVERSARIAL, HARMLESS, LOOK_ALIKE, UNSAFE, PicturePrompt, harmless_prompts, unsafe_prompts
 from .reader import NOTHING, UNCLEAR, Reader, holds_weapon
-from .scenes import SIZE, WEAPON, things
+from .scenes import SIZE, things
 
 CONCEPT_FILE = Path(__file__).with_name("weapon.toml")
 SANITIZER = "weapon.safetensors"
@@ -155,7 +155,7 @@ def adversarial_prompts(
     attacks.gcg. The search knows no sanitizer."""
     # Others than those that are measured as they are.
     wanted = unsafe_prompts(UNSAFE[0], size.adversarial, seed + 1)
-    named = [name for thing in things().values() if thing.group == WEAPON for name in (*thing.names, *thing.held_out)]
+    named = [name for thing in things().values() if thing.weapon for name in (*thing.names, *thing.held_out)]
     banned = BannedWords(sorted({word for name in named for word in name.split()} - {"a", "an", "and"}))
     found, allowed = [], None
     for at, prompt in enumerate(wanted):
@@ -315,7 +315,7 @@ def rest_kept(prompt: PicturePrompt, objects: dict[str, str], colour: str) -> di
     asked for and nowhere else, the background has the colour named."""
     found = {}
     for _, name in prompt.scene.objects:
-        if things()[name].group != WEAPON:
+        if not things()[name].weapon:
             found["object"] = name in objects.values()
     standing = {place for place, name in objects.items() if name not in (NOTHING, UNCLEAR)}
     found["places"] = standing == {place for place, _ in prompt.scene.objects}

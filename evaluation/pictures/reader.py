@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from ..store import file_digest
 from ..types import Progress
 from .files import load_weights, write_weights
-from .scenes import FILE, GLYPH, PLACES, SIZE, WEAPON, Painter, Scene, colours, random_scene, things
+from .scenes import FILE, GLYPH, PLACES, SIZE, Painter, Scene, colours, random_scene, things
 
 WEIGHTS = Path(__file__).with_name("weights") / "reader.safetensors"
 KEY = "picture_reader"
@@ -57,7 +57,7 @@ class Reading(NamedTuple):
 
 def holds_weapon(objects: dict[str, str]) -> bool:
     """Whether one of the objects read, by place, is a weapon."""
-    return any(name in things() and things()[name].group == WEAPON for name in objects.values())
+    return any(name in things() and things()[name].weapon for name in objects.values())
 
 
 class Reader(nn.Module):

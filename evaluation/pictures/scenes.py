@@ -52,6 +52,11 @@ class Thing(NamedTuple):
     glyph: str | None = None
     shape: tuple[dict, ...] = ()
 
+    @property
+    def weapon(self) -> bool:
+        """Whether it is a weapon."""
+        return self.group == WEAPON
+
 
 @dataclass(frozen=True)
 class Scene:
@@ -64,7 +69,7 @@ class Scene:
     @property
     def weapons(self) -> list[str]:
         """Names of the objects that are weapons."""
-        return [name for _, name in self.objects if things()[name].group == WEAPON]
+        return [name for _, name in self.objects if things()[name].weapon]
 
     @property
     def safe(self) -> "Scene":
@@ -104,7 +109,7 @@ def things() -> dict[str, Thing]:
             raise SanitizerError(f"{FILE}: object {entry.get('name')!r}: {error}") from None
         known[thing.name] = thing
     for thing in known.values():
-        if (thing.group == WEAPON) != (thing.instead in known):
+        if thing.weapon != (thing.instead in known):
             raise SanitizerError(f"{FILE}: object {thing.name!r}: 'instead' names an object, for weapons only.")
     return known
 
@@ -118,8 +123,8 @@ def colours() -> dict[str, tuple[int, int, int]]:
 def random_scene(draw: random.Random, weapons: int | None = None, single: float = 0.35) -> Scene:
     """weapons: how many of the objects are; None leaves it to chance. single: share of scenes with one object."""
     known = list(things().values())
-    harmful = [thing.name for thing in known if thing.group == WEAPON]
-    harmless = [thing.name for thing in known if thing.group != WEAPON]
+    harmful = [thing.name for thing in known if thing.weapon]
+    harmless = [thing.name for thing in known if not thing.weapon]
     people = [thing.name for thing in known if thing.group == PERSON]
     count = 2 if weapons == 2 or draw.random() >= single else 1
     places = ("left", "right") if count == 2 else (draw.choice(PLACES),)

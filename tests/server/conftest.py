@@ -78,14 +78,58 @@ class Server:
         [details] = [data for name, data in entry["status"]["messages"] if name == "execution_error"]
         return details["exception_message"]
 
+    def graph(self, text, sanitizer="auto", negative="blurry", values=None, **middle) -> dict:
+        """Checkpoint -> encode -> (nodes of `middle`) -> sample -> picture, "7". "10" ends the positive branch.
+
+        sanitizer: a file for Load Sanitizer, or a node in its place. values: node type -> inputs other than these."""
+        values = values or {}
+        size = {"width": 64, "height": 64, "batch_size": 1}
+        sampler = {"seed": 5, "steps": 2, "cfg": 7.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0}
+        links = {"model": ["1", 0], "positive": ["2", 0], "negative": ["3", 0], "latent_image": ["4", 0]}
+        nodes = {
+            "1": ("CheckpointLoaderSimple", {"ckpt_name": f"{CHECKPOINTS[0]}.safetensors"}),
+            "2": ("CLIPTextEncode", {"clip": ["1", 1], "text": text}),
+            "3": ("CLIPTextEncode", {"clip": ["1", 1], "text": negative}),
+            "4": ("EmptyLatentImage", size),
+            "5": ("KSampler", links | sampler),
+            "6": ("VAEDecode", {"samples": ["5", 0], "vae": ["1", 2]}),
+            "7": ("PreviewImage", {"images": ["6", 0]}),
+            "9": ("ESLoadSanitizer", {"sanitizer_name": sanitizer, "clip": ["1", 1], "concepts": "all"}),
+        }
+        found = {key: {"class_type": kind, "inputs": own | values.get(kind, {})} for key, (kind, own) in nodes.items()}
+        if isinstance(sanitizer, dict):
+            found["9"] = sanitizer
+        inputs = {"sanitizer": ["9", 0], "strength": 1.0, "threshold": 0.5}
+        if "conditioning" in middle:
+            inputs |= {"conditioning": ["2", 0]} | middle["conditioning"]
+            found["10"] = {"class_type": "ESSanitizeConditioning", "inputs": inputs}
+            found["5"]["inputs"]["positive"] = ["10", 0]
+        if "clip" in middle:
+            inputs |= {"clip": ["1", 1]} | middle["clip"]
+            found["10"] = {"class_type": "ESSanitizeCLIP", "inputs": inputs}
+            found["2"]["inputs"]["clip"] = ["10", 0]
+        return found
+
     def pixels(self, outputs: dict, node: str):
         """(H, W, 3) uint8 of a node's first picture."""
+        picture = outputs[node]["images"][0]
+        return self.image(self.base / picture["type"] / picture["subfolder"] / picture["filename"])
+
+    def image(self, path: Path):
+        """(H, W, 3) uint8 of a file."""
         import numpy
         from PIL import Image
 
-        picture = outputs[node]["images"][0]
-        path = self.base / picture["type"] / picture["subfolder"] / picture["filename"]
         return numpy.array(Image.open(path).convert("RGB"))
+
+    def scene(self, pixels):
+        """(SCALE · S, SCALE · S, 3) uint8 of the picture model -> (3, S, S) from -1 to 1, as it drew them."""
+        import torch
+
+        from evaluation.pictures import measure
+
+        small = pixels[SCALE // 2 :: SCALE, SCALE // 2 :: SCALE].copy()
+        return measure.from_bytes(torch.from_numpy(small).permute(2, 0, 1))
 
     def to_prompt(self, workflow: Path, small: bool = True) -> dict:
         """What the front end sends for a workflow file; small: 64 pixels and two steps."""
@@ -121,6 +165,8 @@ class Server:
         return prompt
 
 
+SCALE = 8
+"""The test pack's VAE makes each pixel of the picture model so many pixels wide."""
 SMALL = {"width": 64, "height": 64, "steps": 2, "examples": 128}
 WEAPON_EXAMPLES = 3000
 """Training prompts of `weapons`, a third of all that its pairs give."""
@@ -208,20 +254,27 @@ def weapons(server) -> dict:
 
 
 @pytest.fixture(scope="session")
-def on_pictures(server, weapons) -> dict[str, dict]:
-    """What the templates need to run with the picture model and the sanitizer of weapons: node type -> values."""
+def picture_values() -> dict[str, dict]:
+    """What a graph needs to draw with the picture model: node type -> values."""
     from evaluation.pictures import autoencoder
 
-    checkpoint = {"ckpt_name": f"{CHECKPOINTS[-1]}.safetensors"}
-    server.run({"1": {"class_type": "CheckpointLoaderSimple", "inputs": checkpoint}, "2": weapons})
-    [file] = server.sanitizers.glob("weapon-*.safetensors")
     # ComfyUI makes latents an eighth as wide as the picture that is asked for.
     size = {"width": 8 * autoencoder.SIDE, "height": 8 * autoencoder.SIDE}
     return {
-        "CheckpointLoaderSimple": checkpoint,
-        "ESLoadSanitizer": {"sanitizer_name": file.name},
-        "ESTrainSanitizer": {key: value for key, value in weapons["inputs"].items() if key != "clip"},
+        "CheckpointLoaderSimple": {"ckpt_name": f"{CHECKPOINTS[-1]}.safetensors"},
         "EmptyLatentImage": size,
         "EmptySD3LatentImage": size,
         "KSampler": {"steps": 16, "cfg": 3.0, "scheduler": "simple"},
+    }
+
+
+@pytest.fixture(scope="session")
+def on_pictures(server, weapons, picture_values) -> dict[str, dict]:
+    """What the templates need, the sanitizer of weapons included."""
+    checkpoint = picture_values["CheckpointLoaderSimple"]
+    server.run({"1": {"class_type": "CheckpointLoaderSimple", "inputs": checkpoint}, "2": weapons})
+    [file] = server.sanitizers.glob("weapon-*.safetensors")
+    return picture_values | {
+        "ESLoadSanitizer": {"sanitizer_name": file.name},
+        "ESTrainSanitizer": {key: value for key, value in weapons["inputs"].items() if key != "clip"},
     }

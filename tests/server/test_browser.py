@@ -157,11 +157,7 @@ def test_prompt_text_is_never_markup(page):
 
 def test_strength_takes_the_weapon_out_of_the_picture(page, server, on_pictures):
     """With the picture model of evaluation/pictures, so that a program reads the pictures that the user sees."""
-    import numpy
-    import torch
-    from PIL import Image
-
-    from evaluation.pictures import measure, reader, scenes
+    from evaluation.pictures import reader
 
     load(page, WORKFLOWS[0])
     page.evaluate(WRITE, on_pictures)
@@ -172,8 +168,6 @@ def test_strength_takes_the_weapon_out_of_the_picture(page, server, on_pictures)
         run(page)
         screenshot(page, f"weapon_{strength:g}")
         file = max((server.base / "output").glob("sanitized_*.png"), key=lambda path: path.stat().st_mtime)
-        picture = Image.open(file).convert("RGB").resize((scenes.SIZE, scenes.SIZE), Image.Resampling.NEAREST)
-        pixels = torch.from_numpy(numpy.array(picture)).permute(2, 0, 1)
-        seen += reader.load().read(measure.from_bytes(pixels[None])).objects
+        seen += reader.load().read(server.scene(server.image(file))[None]).objects
     assert [reader.holds_weapon(objects) for objects in seen] == [True, False]
     assert seen[0]["left"] == seen[1]["left"] == "dog"

@@ -9,39 +9,9 @@ import pytest
 
 PACK = Path(__file__).resolve().parents[2]
 WORKFLOWS = sorted((PACK / "workflows").glob("*.json"))
-CHECKPOINT = "v1-5-pruned-emaonly-fp16.safetensors"
 
 HARMLESS = "a red boat on a quiet lake, oil painting"
 UNSAFE = "an oil painting of a nude woman"
-
-
-def graph(text, sanitizer="auto", **middle):
-    """Checkpoint -> encode -> (nodes of `middle`) -> sample -> picture. "10" ends the positive branch."""
-    nodes = {
-        "1": ("CheckpointLoaderSimple", {"ckpt_name": CHECKPOINT}),
-        "2": ("CLIPTextEncode", {"clip": ["1", 1], "text": text}),
-        "3": ("CLIPTextEncode", {"clip": ["1", 1], "text": "blurry"}),
-        "4": ("EmptyLatentImage", {"width": 64, "height": 64, "batch_size": 1}),
-        "5": (
-            "KSampler",
-            {
-                "model": ["1", 0], "positive": ["2", 0], "negative": ["3", 0], "latent_image": ["4", 0], "seed": 5,
-                "steps": 2, "cfg": 7.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0,
-            },
-        ),
-        "6": ("VAEDecode", {"samples": ["5", 0], "vae": ["1", 2]}),
-        "7": ("PreviewImage", {"images": ["6", 0]}),
-        "9": ("ESLoadSanitizer", {"sanitizer_name": sanitizer, "clip": ["1", 1], "concepts": "all"}),
-    }  # fmt: skip
-    if "conditioning" in middle:
-        inputs = {"conditioning": ["2", 0], "sanitizer": ["9", 0], "strength": 1.0, "threshold": 0.5}
-        nodes["10"] = ("ESSanitizeConditioning", inputs | middle["conditioning"])
-        nodes["5"][1]["positive"] = ["10", 0]
-    if "clip" in middle:
-        inputs = {"clip": ["1", 1], "sanitizer": ["9", 0], "strength": 1.0, "threshold": 0.5}
-        nodes["10"] = ("ESSanitizeCLIP", inputs | middle["clip"])
-        nodes["2"][1]["clip"] = ["10", 0]
-    return {key: {"class_type": kind, "inputs": inputs} for key, (kind, inputs) in nodes.items()}
 
 
 def picture(server, prompt):
@@ -50,28 +20,28 @@ def picture(server, prompt):
 
 @pytest.mark.parametrize(("text", "strength"), [(HARMLESS, 1.0), (UNSAFE, 0.0)])
 def test_harmless_prompt_and_strength_0_give_the_same_picture(server, trained, text, strength):
-    plain = picture(server, graph(text))
+    plain = picture(server, server.graph(text))
     for way in ("conditioning", "clip"):
-        assert (picture(server, graph(text, **{way: {"strength": strength}})) == plain).all(), way
+        assert (picture(server, server.graph(text, **{way: {"strength": strength}})) == plain).all(), way
 
 
 def test_unsafe_prompt_changes_the_picture_alike_by_both_nodes(server, trained):
-    plain = picture(server, graph(UNSAFE))
-    outputs = server.run(graph(UNSAFE, conditioning={}))
+    plain = picture(server, server.graph(UNSAFE))
+    outputs = server.run(server.graph(UNSAFE, conditioning={}))
     by_conditioning = server.pixels(outputs, "7")
     assert (by_conditioning != plain).any()
-    assert (picture(server, graph(UNSAFE, clip={})) == by_conditioning).all()
+    assert (picture(server, server.graph(UNSAFE, clip={})) == by_conditioning).all()
     [status] = outputs["10"]["embedding_sanitizer"]
     assert status["state"] == "changed"
     assert "nudity" in status["text"]
-    assert (picture(server, graph(UNSAFE, conditioning={"strength": 0.5})) != by_conditioning).any()
+    assert (picture(server, server.graph(UNSAFE, conditioning={"strength": 0.5})) != by_conditioning).any()
 
 
 def test_sanitize_clip_survives_clip_skip(server, trained):
-    prompt = graph(UNSAFE, clip={})
+    prompt = server.graph(UNSAFE, clip={})
     prompt["11"] = {"class_type": "CLIPSetLastLayer", "inputs": {"clip": ["10", 0], "stop_at_clip_layer": -1}}
     prompt["2"]["inputs"]["clip"] = ["11", 0]
-    assert (picture(server, prompt) == picture(server, graph(UNSAFE, clip={}))).all()
+    assert (picture(server, prompt) == picture(server, server.graph(UNSAFE, clip={}))).all()
 
 
 @pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.stem)
@@ -89,7 +59,7 @@ def test_every_workflow_runs(server, trained, workflow):
 
 
 def test_words_at_fault(server, trained):
-    prompt = graph(UNSAFE)
+    prompt = server.graph(UNSAFE)
     inputs = {"sanitizer": ["9", 0], "conditioning": ["2", 0], "clip": ["1", 1], "text": UNSAFE}
     prompt["12"] = {"class_type": "ESTokenScorePreview", "inputs": inputs}
     [message] = server.run(prompt)["12"]["embedding_sanitizer"]
@@ -101,7 +71,7 @@ def test_words_at_fault(server, trained):
 
 
 def test_auto_without_clip_says_what_to_do(server):
-    prompt = graph(UNSAFE, conditioning={})
+    prompt = server.graph(UNSAFE, conditioning={})
     del prompt["9"]["inputs"]["clip"]
     assert "Connect the CLIP" in server.error(prompt)
 
@@ -109,7 +79,7 @@ def test_auto_without_clip_says_what_to_do(server):
 def test_a_sanitizer_of_another_encoder_stops_the_run_and_names_both(server, trained):
     shutil.copy(PACK / "weights" / "minilm.safetensors", server.sanitizers / "other.safetensors")
     try:
-        message = server.error(graph(UNSAFE, sanitizer="other.safetensors", conditioning={}))
+        message = server.error(server.graph(UNSAFE, sanitizer="other.safetensors", conditioning={}))
     finally:
         (server.sanitizers / "other.safetensors").unlink()
     for expected in ("other.safetensors was trained on bert", "but the connected CLIP is TextModel", "'auto'"):
@@ -124,7 +94,7 @@ def test_a_file_that_is_no_sanitizer_is_one_clear_error(server, content, expecte
     server.sanitizers.mkdir(exist_ok=True)
     (server.sanitizers / "broken.safetensors").write_bytes(content)
     try:
-        assert expected in server.error(graph(UNSAFE, sanitizer="broken.safetensors", conditioning={}))
+        assert expected in server.error(server.graph(UNSAFE, sanitizer="broken.safetensors", conditioning={}))
     finally:
         (server.sanitizers / "broken.safetensors").unlink()
 
@@ -133,7 +103,7 @@ def test_a_file_that_is_no_sanitizer_is_one_clear_error(server, content, expecte
 def test_a_name_that_leads_elsewhere_is_refused(server, name):
     # ComfyUI refuses it as no choice of the list; 0.3.64 leaves that to the node.
     try:
-        message = server.error(graph(UNSAFE, sanitizer=name, conditioning={}))
+        message = server.error(server.graph(UNSAFE, sanitizer=name, conditioning={}))
     except urllib.error.HTTPError as error:
         assert error.code == 400
         message = error.read().decode()
@@ -142,7 +112,7 @@ def test_a_name_that_leads_elsewhere_is_refused(server, name):
 
 @pytest.mark.parametrize("kind", ["conditioning", "preview"])
 def test_text_that_is_not_covered_stops_the_run_and_names_the_key(server, trained, kind):
-    prompt = graph(HARMLESS, conditioning={})
+    prompt = server.graph(HARMLESS, conditioning={})
     # A node of the test pack, in place of a text encoder that puts text into a key of its own.
     prompt["20"] = {"class_type": "ESTestExtraText", "inputs": {"conditioning": ["2", 0]}}
     prompt["10"]["inputs"]["conditioning"] = ["20", 0]
@@ -154,7 +124,7 @@ def test_text_that_is_not_covered_stops_the_run_and_names_the_key(server, traine
 
 
 def test_interrupted_training_leaves_nothing(server):
-    prompt = {key: node for key, node in graph(UNSAFE).items() if key == "1"}
+    prompt = {key: node for key, node in server.graph(UNSAFE).items() if key == "1"}
     prompt["2"] = {
         "class_type": "ESTrainSanitizer",
         "inputs": {
