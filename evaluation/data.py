@@ -14,6 +14,7 @@ import tomllib
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import zip_longest
 from pathlib import Path
 
 import pandas as pd
@@ -21,6 +22,7 @@ import pandas as pd
 from sanitizer.errors import SanitizerError
 from sanitizer.prompts.concepts import Concept, Pair, load_concepts
 from sanitizer.prompts.generator import PromptGenerator
+from sanitizer.prompts.languages import load_languages
 from sanitizer.prompts.obfuscation import OBFUSCATIONS
 from sanitizer.prompts.templates import Templates, insert, load_templates
 
@@ -32,6 +34,9 @@ GIVEN_ROLES = ("explicit", "implicit", "adversarial", *HARMLESS_ROLES)
 KEYS = {"title", "source", "role", "files", "column", "join", "safe", "safe_file", "category", "concepts"}
 
 HELD_OUT, OBFUSCATED, SCRAMBLED = "held_out", "obfuscated", "scrambled"
+SEVERAL, DILUTED, LANGUAGES = "several", "diluted", "languages"
+DILUTED_WORDS = 50
+"""Harmless words among which a phrase stands in a diluted prompt."""
 BENIGN, HARD_NEGATIVES = "held_out_benign", "held_out_hard_negatives"
 PROBE_PAIRS, PROBE_BENIGN = "probe_pairs", "probe_benign"
 PROBE_SEED = 7919
@@ -235,11 +240,22 @@ def bundled_sets(concept: str, examples: int, limit: int | None, seed: int) -> l
     held_out = [generator.unit(chosen, pair) for pair in pairs[:limit]]
     scrambled = [_scrambled(generator, pair) for pair in pairs[:limit]]
     obfuscated, labels = _obfuscated(generator, pairs, limit)
+    bare = generator.config
+    generator.config = replace(bare, several=1.0, mixed=0.0)
+    several = [generator.unit(chosen, pair) for pair in pairs[:limit]]
+    generator.config = replace(bare, in_context=1.0, context_words=(DILUTED_WORDS, DILUTED_WORDS))
+    diluted = [generator.unit(chosen, pair) for pair in pairs[:limit]]
+    generator.config = bare
+    foreign, tongues = _foreign(concept, limit, generator.rng)
     sets = [
         _paired(HELD_OUT, "Held-out phrases", "explicit", concept, [(u.text, s) for u, s in held_out], source),
         _paired(OBFUSCATED, "Held-out phrases, obfuscated", "obfuscated", concept, obfuscated, source, labels),
         _paired(SCRAMBLED, "Held-out phrases in scrambled text", "adversarial", concept, scrambled, source),
+        _paired(SEVERAL, "Several held-out phrases", "explicit", concept, [(u.text, s) for u, s in several], source),
+        _paired(DILUTED, "Held-out phrases, diluted", "explicit", concept, [(u.text, s) for u, s in diluted], source),
     ]
+    if foreign:
+        sets.append(_paired(LANGUAGES, "Other languages", "explicit", concept, foreign, source, tongues))
     if generator.hard:
         own = PromptGenerator([chosen], templates, seed, split="held_out")
         hard = [own.hard_negative() for _ in range(min(limit, 2 * len(own.hard)))] if own.hard else []
@@ -280,6 +296,23 @@ def cycled(concept: Concept, rng: random.Random, count: int) -> Iterator[Pair]:
         if at % len(pairs) == 0:
             rng.shuffle(pairs)
         yield pairs[at % len(pairs)]
+
+
+def _foreign(concept: str, limit: int, rng: random.Random) -> tuple[list[tuple[str, str]], list[str]]:
+    """Held-out phrases of all other languages, in turn, in held-out frames, and what language each is in."""
+    columns = []
+    for language in load_languages():
+        pairs = [pair for pair in language.pairs.get(concept, ()) if pair.held_out]
+        rng.shuffle(pairs)
+        frames = [rng.choice(language.held_out_frames) for _ in pairs]
+        columns.append(
+            [
+                ((insert(frame, pair.target), insert(frame, pair.anchor)), language.name)
+                for frame, pair in zip(frames, pairs, strict=True)
+            ]
+        )
+    drawn = [entry for row in zip_longest(*columns) for entry in row if entry is not None][:limit]
+    return [pair for pair, _ in drawn], [name for _, name in drawn]
 
 
 def _scrambled(generator: PromptGenerator, pair: Pair) -> tuple[str, str]:

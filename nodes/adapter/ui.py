@@ -100,16 +100,23 @@ def table(report: Report) -> dict:
         for c in report.concepts
         if c.phrases
     ]
+    rows += [
+        [own.name, str(own.unsafe), "–", _percent(own.flagged), "–", _percent(own.probe_after)]
+        for own in report.sets
+        if own.unsafe
+    ]
     notes = []
     if rows:
         notes.append(
             "On phrases held out from training. Caught: at 1 % false alarms; flagged: at the threshold. Found: share "
             "of the flagged in which a probe finds the concept."
         )
-    if len(rows) < len(report.concepts):
+    if not all(c.phrases for c in report.concepts):
         own = ", ".join(readable(c.name) for c in report.concepts if not c.phrases)
         notes.append(f"No phrases are held out for {own}, so nothing is measured.")
     notes.append(f"Untouched: {_percent(report.benign_identical)} of {report.benign} harmless prompts.")
+    if report.sets:
+        notes.append("The last rows are of all concepts together.")
     columns = ["concept", "tried", "caught", "flagged", "found before", "after"]
     return {"columns": columns if rows else [], "rows": rows, "notes": notes}
 

@@ -25,7 +25,7 @@ from .quality import judge, own_lists
 from .sanitizer import EmbeddingSanitizer
 
 FORMAT = "embedding-sanitizer"
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 WEIGHTS_FOLDER = data_folder("weights")
 MOST_HEADER_BYTES = 2**24
 """Of a file's header; 64 concepts with all their replacement pairs take less."""

@@ -89,24 +89,21 @@ class SanitizerConfig:
     """Attention heads of both networks."""
     score_width: int = 96
     """Width of the score net; 96 to 192 detect about equally well, and cost grows with it."""
-    erase_width: int = 128
+    erase_width: int = 192
     """Width of the erase net."""
-    erase_blocks: int = 1
-    """Transformer blocks of the erase net; on `minilm`, one was as good as two."""
-    rank: int = 128
-    """Dimensions of the subspace that the erase net writes: enough for the differences of all concepts, few enough for
-    the file's size."""
+    erase_blocks: int = 2
+    """Transformer blocks of the erase net."""
+    gated: bool = False
+    """Whether the erase net is a :class:`.networks.GatedEraser`; False in files from before it, whose
+    :class:`.networks.SubspaceEraser` has the ranks and gains that follow."""
+    rank: int = 0
     pooled_rank: int = 0
-    """The same of the pooled vector."""
     concept_rank: int = 0
-    """Dimensions of the concepts' own directions, see :class:`.networks.EraseNet`; 0 in files from before them."""
     pooled_concept_rank: int = 0
-    """The same of the pooled vector."""
-    concept_gain: float = 1.2
-    """Share of the predicted change that the erase net writes inside the concepts' own directions: past the
-    replacement. Chosen on held-out phrases of nudity and violence on `minilm`, as :attr:`residual_gain`."""
-    residual_gain: float = 0.35
-    """Share that it writes outside them, where the change says which replacement is meant, which cannot be known."""
+    concept_gain: float = 0.0
+    residual_gain: float = 0.0
+    strength_curve: float = 1.0
+    """Exponent of a strength below 1: see :func:`.gate.amount`. 1 in files from before it."""
     gate_floor: float = 0.8
     """The gate at the threshold itself: a flagged prompt is never changed by less than this share of the strength."""
     gate_range: float = 2.0
@@ -179,7 +176,7 @@ class SanitizerConfig:
             "score_width": (1, MAX_SIZE),
             "erase_width": (1, MAX_SIZE),
             "erase_blocks": (0, 16),
-            "rank": (1, self.width),
+            "rank": (0 if self.gated else 1, self.width),
             "pooled_rank": (0, self.pooled_width),
             "concept_rank": (0, self.width),
             "pooled_concept_rank": (0, self.pooled_width),
@@ -191,8 +188,9 @@ class SanitizerConfig:
                 raise ValueError(f"{name}: expected a whole number from {low} to {high}, found {value!r}")
         if self.score_span == 1:
             raise ValueError("score_span: expected 0 or at least 2, as spans overlap by half, found 1")
-        if type(self.verified) is not bool:
-            raise ValueError(f"verified: expected true or false, found {self.verified!r}")
+        for name in ("verified", "gated"):
+            if type(getattr(self, name)) is not bool:
+                raise ValueError(f"{name}: expected true or false, found {getattr(self, name)!r}")
         if self.score_width % self.heads or self.erase_width % self.heads:
             raise ValueError(f"expected widths divisible by {self.heads} heads")
         if not 1 <= len(self.vote_weights) <= MAX_VOTES or any(len(vote) != 3 for vote in self.vote_weights):
@@ -202,6 +200,7 @@ class SanitizerConfig:
         numbers = {
             "concept_gain": (0, 10, self.concept_gain),
             "residual_gain": (0, 10, self.residual_gain),
+            "strength_curve": (1e-3, 10, self.strength_curve),
             "gate_floor": (0, 1, self.gate_floor),
             "gate_range": (1e-3, 100, self.gate_range),
             "clip": (1e-3, 1e6, self.clip),

@@ -1,4 +1,4 @@
-"""The gate: how much of a prompt is rewritten, and whether. B prompts, K concepts.
+"""The gate: whether a prompt is rewritten, and how much of it. B prompts, K concepts.
 
 Every decision about a prompt score is made here: the sanitizer's, that of re-encoding, and an attack's soft copy.
 """
@@ -35,3 +35,10 @@ def gate(config: SanitizerConfig, above: Tensor, chosen: Sequence[int]) -> tuple
     fired = (above >= 0) & selected
     opened = (config.gate_floor + (1 - config.gate_floor) * above / config.gate_range).clamp(0, 1)
     return (opened * fired).amax(dim=1), fired
+
+
+def amount(config: SanitizerConfig, strength: float) -> float:
+    """The share of the full correction that a strength of the slider stands for. An image model follows a prompt until
+    about two thirds of the way to another one and then turns, so that a share in proportion would do nothing at first
+    and all of it at once."""
+    return strength if strength > 1 else strength**config.strength_curve

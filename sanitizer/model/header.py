@@ -13,6 +13,8 @@ KEY = "anchors"
 TRAINED_ON = "concepts"
 """Key of `training`: concept -> digest of the word list that it was trained on, see
 :func:`.prompts.concepts.digest`; files from before it lack it."""
+LANGUAGES = "languages"
+"""Key of `training`: code of each language -> how well the encoder tells its unsafe phrases from harmless ones."""
 DEEPEST = 16
 """Lists and objects inside each other in a header; a training writes five."""
 MOST_REPLACEMENTS = 256

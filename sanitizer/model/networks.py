@@ -44,9 +44,10 @@ class Trunk(nn.Module):
     """Token embeddings and pooled vector -> one feature for each embedding and one for the prompt. Any number of
     embeddings, in any order."""
 
-    def __init__(self, config: SanitizerConfig, width: int, blocks: int, operations) -> None:
+    def __init__(self, config: SanitizerConfig, width: int, blocks: int, operations, extra: int = 0) -> None:
+        """extra: channels that come with those of every embedding."""
         super().__init__()
-        self.rows = operations.Linear(config.width, width)
+        self.rows = operations.Linear(config.width + extra, width)
         self.pooled = operations.Linear(config.pooled_width, width) if config.pooled_width else None
         self.prompt = nn.Parameter(torch.zeros(width))
         self.blocks = nn.ModuleList(Block(width, config.heads, operations) for _ in range(blocks))
@@ -96,8 +97,41 @@ class ScoreNet(nn.Module):
         return self.probe(probe_features(x, weight, pooled))
 
 
-class EraseNet(nn.Module):
-    """What the encoder would have said of the safe prompt.
+class GatedEraser(nn.Module):
+    """What the encoder would have said of the safe prompt: of each channel of each embedding a share is kept and
+    something is written, Erase(x) = keep · x + write, with keep from 0 to 1.
+
+    It is told the scores of the tokens, so that it need not find out anew where the harm is. Every channel is written
+    anew, for an image model reads what is left in any of them: see docs/pictures.md.
+    """
+
+    def __init__(self, config: SanitizerConfig, operations) -> None:
+        super().__init__()
+        width, pooled = config.erase_width, config.pooled_width
+        self.trunk = Trunk(config, width, config.erase_blocks, operations, extra=len(config.concepts))
+        self.keep, self.write = (operations.Linear(width, config.width) for _ in range(2))
+        self.pooled_keep, self.pooled_write = (operations.Linear(width, pooled) if pooled else None for _ in range(2))
+
+    def forward(self, x: Tensor, weight: Tensor, pooled: Tensor | None, scores: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The correction Erase(x) - x to add: (B, L, D) and (B, P) or None, both in normalized units. scores (B, L, K):
+        of the tokens, from 0 to 1, before calibration."""
+        tokens, prompt = self.trunk(torch.cat([x, scores], dim=-1), weight, pooled)
+        change = self.write(tokens) - torch.sigmoid(-self.keep(tokens)) * x
+        if self.pooled_keep is None or self.pooled_write is None or pooled is None:
+            return change, None
+        return change, self.pooled_write(prompt) - torch.sigmoid(-self.pooled_keep(prompt)) * pooled
+
+    def start(self) -> None:
+        """Begin training near to what changes nothing."""
+        for keep, write in ((self.keep, self.write), (self.pooled_keep, self.pooled_write)):
+            if keep is not None and write is not None:
+                for part in (keep.weight, write.weight, write.bias):
+                    nn.init.zeros_(part)
+                nn.init.constant_(keep.bias, 3.0)
+
+
+class SubspaceEraser(nn.Module):
+    """The eraser of files up to format 3.
 
     The embeddings are kept outside a subspace and written anew inside it: with an orthonormal basis U (R, D),
     f'(x) = x - (x Uᵀ) U + f(x) U. U spans the leading directions of the differences between target and anchor
@@ -130,28 +164,15 @@ class EraseNet(nn.Module):
         concepts = torch.zeros(config.pooled_concept_rank, pooled) if config.pooled_concept_rank else None
         self.register_buffer("pooled_concept_basis", concepts)
 
-    def forward(self, x: Tensor, weight: Tensor, pooled: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """The correction Erase(x) - x to add: (B, L, D) and (B, P) or None, both in normalized units."""
-        return self._written(
-            x,
-            weight,
-            pooled,
-            # Applied to the basis and not to every embedding, which would take three more passes over them.
-            self._weighed(self.basis, self.concept_basis),
-            None if self.pooled_basis is None else self._weighed(self.pooled_basis, self.pooled_concept_basis),
-        )
-
-    def predict(self, x: Tensor, weight: Tensor, pooled: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """f'(x) - x, shapes as in :meth:`forward`: what training fits to the anchors."""
-        return self._written(x, weight, pooled, self.basis, self.pooled_basis)
-
-    def _written(self, x, weight, pooled, basis, pooled_basis) -> tuple[Tensor, Tensor | None]:
-        """What the heads say inside the subspaces, less what the input has there, along the given bases."""
+    def forward(self, x: Tensor, weight: Tensor, pooled: Tensor | None, scores: Tensor) -> tuple[Tensor, Tensor | None]:
+        """As :meth:`GatedEraser.forward`, without regard to the scores."""
         tokens, prompt = self.trunk(x, weight, pooled)
-        change = (self.head(tokens) - x @ self.basis.T) @ basis
+        # The gains are applied to the basis and not to every embedding, which would take three more passes over them.
+        change = (self.head(tokens) - x @ self.basis.T) @ self._weighed(self.basis, self.concept_basis)
         if self.pooled_head is None or self.pooled_basis is None or pooled is None:
             return change, None
-        return change, (self.pooled_head(prompt) - pooled @ self.pooled_basis.T) @ pooled_basis
+        basis = self._weighed(self.pooled_basis, self.pooled_concept_basis)
+        return change, (self.pooled_head(prompt) - pooled @ self.pooled_basis.T) @ basis
 
     def _weighed(self, basis: Tensor, concepts: Tensor | None) -> Tensor:
         """The basis (R, D) with its part inside the concepts' directions (C, D) and its part outside in their gains."""

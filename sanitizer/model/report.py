@@ -40,6 +40,23 @@ class ConceptReport:
 
 
 @dataclass
+class SetReport:
+    """Figures of held-out prompts of one kind, of all concepts that can be erased; None where there were none."""
+
+    name: str
+    unsafe: int = 0
+    """Unsafe prompts tried."""
+    flagged: float | None = None
+    """Share of them in which their concept reaches its threshold."""
+    probe_after: float | None = None
+    """Share of the flagged ones in which a probe still finds the concept after sanitizing at strength 1."""
+    harmless: int = 0
+    """Harmless prompts tried: the unsafe ones' counterfactuals, or others of the same kind."""
+    identical: float | None = None
+    """Share of them that came out bit for bit, all concepts switched on."""
+
+
+@dataclass
 class Report:
     """What a sanitizer is worth on its own encoder, on held-out data."""
 
@@ -55,6 +72,8 @@ class Report:
     """Training prompts."""
     seconds: float = 0.0
     """Encoding, training and calibration."""
+    sets: list[SetReport] = field(default_factory=list)
+    """Prompts as users write them; none in files of format 3 and before."""
 
     def to_dict(self) -> dict:
         return asdict(self)
@@ -64,18 +83,9 @@ class Report:
         """The inverse of :meth:`to_dict`. Raises ValueError for what no training writes: unknown figures, wrong types,
         counts below 0 and shares outside 0 to 1."""
         own = _checked(values, cls, "report")
-        listed = own.pop("concepts", [])
-        if not isinstance(listed, list):
-            raise ValueError(f"report, concepts: expected a list, found {type(listed).__name__}")
-        concepts = []
-        for number, concept in enumerate(listed, 1):
-            found = _checked(concept, ConceptReport, f"report, concept {number}")
-            if not isinstance(found.get("name"), str) or "phrases" not in found:
-                raise ValueError(f"report, concept {number}: expected a name and the number of phrases")
-            concepts.append(ConceptReport(**found))
-        if len({concept.name for concept in concepts}) < len(concepts):
-            raise ValueError("report, concepts: one stands in it twice")
-        return cls(concepts=concepts, **own)
+        concepts = _listed(own.pop("concepts", []), ConceptReport, "concept", "phrases")
+        sets = _listed(own.pop("sets", []), SetReport, "set", "name")
+        return cls(concepts=concepts, sets=sets, **own)
 
     def to_text(self) -> str:
         """A short table for the terminal and the node."""
@@ -90,6 +100,15 @@ class Report:
                 f"{_percent(c.probe_before, 14)}{_percent(c.probe_after, 7)}"
                 f"{_number(c.nearness_before, 10)}{_number(c.nearness_after, 7)}"
             )
+        if self.sets:
+            lines.append(
+                f"{'all concepts':18}{'unsafe':>7}{'flagged':>9}{'probe after':>13}{'harmless':>10}{'untouched':>11}"
+            )
+        for each in self.sets:
+            lines.append(
+                f"{each.name:18}{each.unsafe:7d}{_percent(each.flagged, 9)}{_percent(each.probe_after, 13)}"
+                f"{each.harmless:10d}{_percent(each.identical, 11)}"
+            )
         lines += [
             "* at 1 % false alarms. Probe: share of flagged prompts in which it still finds the concept. "
             "Nearness: cosine to the safe counterpart.",
@@ -98,6 +117,20 @@ class Report:
             f"{self.examples} training prompts, {self.seconds:.0f} s.",
         ]
         return "\n".join(lines)
+
+
+def _listed(values: object, kind: type, what: str, needed: str) -> list:
+    if not isinstance(values, list):
+        raise ValueError(f"report, {what}s: expected a list, found {type(values).__name__}")
+    found = []
+    for number, value in enumerate(values, 1):
+        own = _checked(value, kind, f"report, {what} {number}")
+        if not isinstance(own.get("name"), str) or needed not in own:
+            raise ValueError(f"report, {what} {number}: expected a name and the figure {needed!r}")
+        found.append(kind(**own))
+    if len({each.name for each in found}) < len(found):
+        raise ValueError(f"report, {what}s: one stands in it twice")
+    return found
 
 
 def _checked(values: object, kind: type, where: str) -> dict[str, Any]:

@@ -4,7 +4,7 @@ Method: "Safe Text-to-Image Generation: Simply Sanitize the Prompt Embedding", a
 every token and the prompt a harm score per concept; an erase net says what the encoder would have put out for the safe
 anchor prompt; and the output is
 
-    Ĥ = H + strength · gate(scores) · (Erase(H) − H)
+    Ĥ = H + amount(strength) · gate(scores) · (Erase(H) − H)
 
 with the gate exactly 0 for a prompt in which no chosen concept reaches the threshold.
 
@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from ..encoders.base import Fingerprint
 from ..errors import SanitizerError
 from .config import MAX_STRENGTH, SanitizerConfig, check_number
-from .gate import gate, margins
+from .gate import amount, gate, margins
 from .header import Header
-from .networks import EraseNet, ScoreNet
+from .networks import GatedEraser, ScoreNet, SubspaceEraser
 from .normalizer import Normalizer
 from .provenance import Provenance, UsualSize, check_start
 
@@ -74,6 +74,7 @@ class EmbeddingSanitizer(nn.Module):
     provenance_mean: Tensor | None
     provenance_variance: Tensor | None
     provenance_bounds: Tensor | None
+    erase_net: GatedEraser | SubspaceEraser
 
     def __init__(self, config: SanitizerConfig, header: Header | None = None, operations=nn) -> None:
         super().__init__()
@@ -81,7 +82,7 @@ class EmbeddingSanitizer(nn.Module):
         self.header = header
         count, width, pooled = len(config.concepts), config.width, config.pooled_width
         self.score_net = ScoreNet(config, operations)
-        self.erase_net = EraseNet(config, operations)
+        self.erase_net = (GatedEraser if config.gated else SubspaceEraser)(config, operations)
         self.register_buffer("mean", torch.zeros(width))
         self.register_buffer("std", torch.ones(width))
         self.register_buffer("pooled_mean", torch.zeros(pooled) if pooled else None)
@@ -194,7 +195,7 @@ class EmbeddingSanitizer(nn.Module):
             check_number("Threshold", threshold, 0, 1)
         x, weight, vector = self._prepare(embeddings, mask, pooled, trusted)
         batch, length = embeddings.shape[:2]
-        scores, usual = self._scored(x, weight, vector, batch, length)
+        scores, tokens, usual = self._scored(x, weight, vector, batch, length)
         if also is not None:
             scores = scores._replace(prompt=torch.maximum(scores.prompt, self._known(also, scores.prompt)))
         opened, fired = gate(self.config, margins(self.config, scores.prompt, threshold), chosen)
@@ -209,15 +210,16 @@ class EmbeddingSanitizer(nn.Module):
         # At their usual size, which is what the erase net knows, and the change brought back to what they have.
         x, vector = (x, vector) if usual is None else (usual.x, usual.pooled)
         v = None if vector is None else vector[of_windows]
-        change, pooled_change = self.erase_net(x[of_windows], weight[of_windows], v)
+        tokens = tokens.reshape(x.shape[0], x.shape[1], -1)[of_windows]
+        change, pooled_change = self.erase_net(x[of_windows], weight[of_windows], v, torch.sigmoid(tokens))
         if usual is not None:
             change = change / usual.factor[of_windows, None, None]
             pooled_change = None if pooled_change is None else pooled_change / usual.pooled_factor[of_windows, None]
         change = change.reshape(len(index), -1, self.width)[:, :length] * self.std
-        amount = strength * opened[index]
+        share = amount(self.config, strength) * opened[index]
         place = index.to(embeddings.device)
         target = embeddings.index_select(0, place)
-        edited = (target.to(x.device, torch.float32) + amount[:, None, None] * change).to(target)
+        edited = (target.to(x.device, torch.float32) + share[:, None, None] * change).to(target)
         changed[place] = (weight.reshape(batch, -1)[index, :length] > 0).to(changed.device)
         out = embeddings.clone()
         out[place] = _finite("embeddings", torch.where(changed[place][..., None], edited, target))
@@ -227,11 +229,18 @@ class EmbeddingSanitizer(nn.Module):
             place = index.to(pooled.device)
             old = pooled.index_select(0, place)
             out_pooled = pooled.clone()
-            edited = (old.to(x.device, torch.float32) + amount[:, None] * first).to(old)
+            edited = (old.to(x.device, torch.float32) + share[:, None] * first).to(old)
             out_pooled[place] = _finite("pooled vectors", edited)
         return Sanitized(out, out_pooled, scores, flagged, fired, changed)
 
     forward = sanitize
+
+    def erased(self, x: Tensor, weight: Tensor, pooled: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """What the erase net adds to normalized windows x (B, L, D), weight (B, L), pooled (B, P), in full; its
+        gradient flows, that of the scores it is told does not."""
+        with torch.no_grad():
+            tokens = self._evidence(x, weight, pooled, len(x)).tokens
+        return self.erase_net(x, weight, pooled, torch.sigmoid(tokens))
 
     def places(self, concepts: Iterable[str] | None = None) -> list[int]:
         """Places of the named concepts among the K, of all that can be erased for None. Raises SanitizerError for no
@@ -319,17 +328,21 @@ class EmbeddingSanitizer(nn.Module):
 
     def _scored(
         self, x: Tensor, weight: Tensor, pooled: Tensor | None, batch: int, length: int
-    ) -> tuple[Scores, UsualSize | None]:
-        """The scores, and the windows at their usual size where some are not of it: the higher scores count."""
-        scores, provenance = self._scores(x, weight, pooled, batch, length), self.provenance
+    ) -> tuple[Scores, Tensor, UsualSize | None]:
+        """The scores, with the tokens' logits as the erase net is told them, and the windows at their usual size where
+        some are not of it: the higher scores count."""
+        (scores, tokens), provenance = self._scores(x, weight, pooled, batch, length), self.provenance
         usual = None if provenance is None else provenance.at_usual_size(x, weight, pooled, self.config.size_deviations)
         if usual is not None:
-            again = self._scores(usual.x, weight, usual.pooled, batch, length)
+            again, tokens = self._scores(usual.x, weight, usual.pooled, batch, length)
             scores = Scores(*map(torch.maximum, scores, again))
-        return scores, usual
+        return scores, tokens, usual
 
-    def _scores(self, x: Tensor, weight: Tensor, pooled: Tensor | None, batch: int, length: int) -> Scores:
-        """The highest vote of any span is the prompt's score: harmless words around a phrase outvote nothing."""
+    def _scores(
+        self, x: Tensor, weight: Tensor, pooled: Tensor | None, batch: int, length: int
+    ) -> tuple[Scores, Tensor]:
+        """The scores, and the tokens' logits before calibration. The highest vote of any span is the prompt's score:
+        harmless words around a phrase outvote nothing."""
         seen = self._evidence(x, weight, pooled, batch)
         votes = (seen.parts * self.vote_mix[:, :, None]).sum(dim=1) + self.vote_bias[:, None]
         many = seen.spans.clamp_min(1).float().log()[:, None]
@@ -343,7 +356,8 @@ class EmbeddingSanitizer(nn.Module):
                 "Scores: found NaN or infinity where the score net should give numbers. The sanitizer's file is "
                 "damaged; train or fetch it again."
             )
-        return Scores(torch.sigmoid(best.amax(dim=1)), torch.where(visible, torch.sigmoid(token_logits), 0.0))
+        tokens = torch.where(visible, torch.sigmoid(token_logits), 0.0)
+        return Scores(torch.sigmoid(best.amax(dim=1)), tokens), seen.tokens
 
     def evidence(self, embeddings: Tensor, mask: Tensor | None = None, pooled: Tensor | None = None) -> "Evidence":
         """What the score net says of every span of the encoder's own embeddings, before calibration. Arguments and

@@ -258,9 +258,10 @@ def _check_unique(file: _File, texts: list[str]) -> None:
         seen.add(key)
 
 
-def any_word(words: Iterable[str]) -> re.Pattern[str]:
-    """Finds one of the words, standing alone, in any case."""
-    return re.compile(r"\b(" + "|".join(re.escape(word) for word in words) + r")\b", re.IGNORECASE)
+def any_word(words: Iterable[str], alone: bool = True) -> re.Pattern[str]:
+    """Finds one of the words, in any case; standing alone, or, with alone=False, anywhere."""
+    edge = r"\b" if alone else ""
+    return re.compile(f"{edge}(" + "|".join(re.escape(word) for word in words) + f"){edge}", re.IGNORECASE)
 
 
 def _check_adults(file: _File, folder: Path, pairs: list[Pair], phrases: list[Phrase]) -> None:

@@ -33,17 +33,25 @@ class PromptConfig:
     """Share of units whose other harmless prompt is a hard negative, in the frames of its kind, and not benign."""
     obfuscated: float = 0.2
     """Share of targets that are obfuscated."""
-    obfuscated_negatives: float = 0.12
-    """Share of harmless prompts that are: without them, 20 to 40 % of obfuscated harmless text is touched."""
+    obfuscated_negatives: float = 0.2
+    """Share of harmless prompts that are: without them, 20 to 40 % of obfuscated harmless text is touched; with .12, of
+    the smaller set of nudity alone, 29 % (`minilm`)."""
     in_context: float = 0.4
     """Share of units, and of other harmless prompts, that stand among harmless words."""
     context_words: tuple[int, int] = (12, 240)
     """Fewest and most of these words; their logarithm is spread evenly, so that half of the contexts are short."""
-    double: float = 0.05
-    """Share of units that hold phrases of two concepts."""
+    several: float = 0.5
+    """Share of units that hold further phrases beside the first, as people's prompts do."""
+    most_further: int = 4
+    """Further phrases of such a unit, at most."""
+    mixed: float = 0.1
+    """Share of the further phrases that are of any concept, and not of the unit's own."""
+    framed: float = 0.4
+    """Share of the further phrases that stand in a frame of their own; the others stand bare, as tags do."""
     scrambled: float = 0.1
-    """Share of units and of benign prompts that are words in no order with fragments between, as optimised prompts
-    are."""
+    """Share of units that are words in no order with fragments between, as optimised prompts are."""
+    scrambled_negatives: float = 0.1
+    """Share of benign prompts that are."""
     filled: float = 0.3
     """Share of harmless prompts that are filled frames; the others are free-standing, which vary more."""
     fewest_filled: int = 200
@@ -52,6 +60,10 @@ class PromptConfig:
     """Times that each phrase stands in a full training set."""
     fewest: int = 9000
     """Prompts of a full training set at least."""
+
+    def bare(self) -> "PromptConfig":
+        """The same with every phrase as it is written, one in a frame, with its own anchor."""
+        return replace(self, canonical=0.0, obfuscated=0.0, scrambled=0.0, several=0.0, in_context=0.0)
 
 
 @dataclass(frozen=True)
@@ -69,7 +81,8 @@ class PromptGenerator:
     """Draws prompts of all kinds from one seed.
 
     `split` is "train", "calibration" (harmless prompts and frames of their own, so that thresholds are set on prompts
-    that training did not see) or "held_out" (phrases, frames and harmless prompts kept for the report).
+    that training did not see) or "held_out" (phrases, frames and harmless prompts kept for the report; each phrase
+    bare, see :meth:`PromptConfig.bare`, unless :attr:`config` is set anew).
     """
 
     def __init__(
@@ -80,10 +93,10 @@ class PromptGenerator:
         split: str = "train",
         config: PromptConfig | None = None,
     ) -> None:
-        self.config = config or PromptConfig()
+        held_out, config = split == "held_out", config or PromptConfig()
+        self.config = config.bare() if held_out else config
         self.templates = templates
         self.rng = random.Random(f"{seed}-{split}")
-        self.held_out = held_out = split == "held_out"
         self.frames = templates.held_out_frames if held_out else templates.frames
         self.benign_frames = templates.held_out_benign_frames
         self.benign_prompts = templates.held_out_benign_prompts
@@ -91,6 +104,8 @@ class PromptGenerator:
             self.benign_frames = _share(templates.benign_frames, split == "calibration")
             self.benign_prompts = _share(templates.benign_prompts, split == "calibration")
         self.pairs = [(c, p) for c in concepts for p in c.pairs if p.held_out == held_out]
+        self.own = {c.name: [entry for entry in self.pairs if entry[0] is c] for c in concepts}
+        self.erased = [entry for entry in self.pairs if not entry[0].context]
         self.hard = [p for c in concepts for p in c.hard_negatives if p.held_out == held_out]
         if not held_out:
             self.hard = _share(self.hard, split == "calibration")
@@ -98,7 +113,7 @@ class PromptGenerator:
         guard_words = [word for c in concepts for word in c.guard_words]
         self.guard = any_word(guard_words) if guard_words else None
         words = {w.strip(",.").lower() for prompt in self.benign_prompts for w in prompt.split()}
-        self.words = sorted(word for word in words if word.isalpha())
+        self.words = sorted(word for word in words if word.isascii() and word.isalpha())
 
     def filled_frame(self, kind: str) -> str:
         """A frame of the kind with all slots but {phrase} filled."""
@@ -107,7 +122,7 @@ class PromptGenerator:
     def benign(self) -> str:
         """A harmless prompt."""
         rng = self.rng
-        if rng.random() < self.config.scrambled:
+        if rng.random() < self.config.scrambled_negatives:
             return self.scrambled("{phrase}").replace("{phrase}", rng.choice(self.words))
         if rng.random() < self.config.filled:
             text = self.templates.fill(rng.choice(self.benign_frames), rng)
@@ -155,7 +170,7 @@ class PromptGenerator:
     def in_context(self, frame: str) -> str:
         """Now and then set the frame among harmless words: before, after or around it."""
         rng = self.rng
-        if self.held_out or rng.random() >= self.config.in_context:
+        if rng.random() >= self.config.in_context:
             return frame
         fewest, most = self.config.context_words
         words = self.harmless_words(round(fewest * (most / fewest) ** rng.random()))
@@ -186,7 +201,7 @@ class PromptGenerator:
         return " ".join(words)
 
     def unit(self, concept: Concept, pair: Pair) -> tuple[Prompt, str]:
-        """Target prompt (its anchor not yet placed) and anchor prompt. Held-out ones have the pair's own anchor."""
+        """Target prompt (its anchor not yet placed) and anchor prompt."""
         targets, anchor = self.shared_unit(concept, [pair])
         return targets[0], anchor
 
@@ -195,26 +210,44 @@ class PromptGenerator:
         rng = self.rng
         frame = self.filled_frame(pairs[0].kind)
         names, targets, anchor = (concept.name,), [pair.target for pair in pairs], pairs[0].anchor
-        if self.held_out:
-            return [self._prompt(insert(frame, target), names) for target in targets], insert(frame, anchor)
         if rng.random() < self.config.canonical:
             anchor = pairs[0].canonical
         targets = [
             self._unless_guarded(obfuscate(target, rng), target) if rng.random() < self.config.obfuscated else target
             for target in targets
         ]
-        if concept.context:
-            pass  # Never joined with anything of another concept.
-        elif rng.random() < self.config.scrambled:
-            frame = self.scrambled("{phrase}")
-        elif rng.random() < self.config.double:
-            second, other = rng.choice(self.pairs)
-            if not second.context:
-                names = tuple(dict.fromkeys((concept.name, second.name)))
-                targets, anchor = [f"{t}, {other.target}" for t in targets], f"{anchor}, {other.anchor}"
-        else:
-            frame = self.in_context(frame)
-        return [self._prompt(insert(frame, target), names) for target in targets], insert(frame, anchor)
+        unsafe = safe = frame
+        # The phrases of a context concept are never joined with anything of another concept.
+        if not concept.context and rng.random() < self.config.scrambled:
+            unsafe = safe = self.scrambled("{phrase}")
+        elif not concept.context:
+            further = self._further(concept) if rng.random() < self.config.several else []
+            names = tuple(dict.fromkeys((concept.name, *(other.name for other, _, _ in further))))
+            layout = self.in_context(self._joined(frame, len(further)))
+            unsafe = safe = layout
+            for i, (_, target, other_anchor) in enumerate(further):
+                unsafe, safe = unsafe.replace(f"{{{i}}}", target), safe.replace(f"{{{i}}}", other_anchor)
+        return [self._prompt(insert(unsafe, target), names) for target in targets], insert(safe, anchor)
+
+    def _further(self, concept: Concept) -> list[tuple[Concept, str, str]]:
+        """One or more phrases to stand beside one of the concept: the concept of each, target and anchor, both in the
+        same frame or bare."""
+        rng, found = self.rng, []
+        for _ in range(rng.randint(1, self.config.most_further)):
+            other, pair = rng.choice(self.own[concept.name])
+            if self.erased and rng.random() < self.config.mixed:
+                other, pair = rng.choice(self.erased)
+            frame = self.filled_frame(pair.kind) if rng.random() < self.config.framed else "{phrase}"
+            found.append((other, insert(frame, pair.target), insert(frame, pair.anchor)))
+        return found
+
+    def _joined(self, frame: str, count: int) -> str:
+        """The frame among places {0}, {1}, … for so many further phrases, in any order."""
+        if not count:
+            return frame
+        parts = [frame.rstrip("."), *(f"{{{i}}}" for i in range(count))]
+        self.rng.shuffle(parts)
+        return self.rng.choice((", ", ", ", ". ", " and ", "; ")).join(parts)
 
     def _unless_guarded(self, changed: str, text: str) -> str:
         """The changed text, or the text itself where the change lays a word for young people bare."""

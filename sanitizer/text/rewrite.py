@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from ..encoders.alignment import lerp
 from ..encoders.base import Encoding, TextEncoder, encode_all
 from ..model.config import MAX_STRENGTH, THRESHOLD, check_number
-from ..model.gate import margins
+from ..model.gate import amount, margins
 from ..model.sanitizer import EmbeddingSanitizer, Scores
 from ..prompts.concepts import Pair
 from ..prompts.templates import fix_articles
@@ -101,7 +101,7 @@ class ReEncoder:
             before = encoding.select(part)
             texts, after = self._rewritten([prompts[b] for b in part], before, chosen, threshold, _own(reading, part))
             after, left[part] = self._erased(after, chosen, max(1.0, strength), threshold)
-            out = out.scatter(part, lerp(before, after, min(1.0, strength)))
+            out = out.scatter(part, lerp(before, after, min(1.0, amount(self.sanitizer.config, strength))))
             for b, text in zip(part, texts, strict=True):
                 given.prompts[b] = text
         return given._replace(embeddings=out.embeddings, mask=out.mask, pooled=out.pooled)

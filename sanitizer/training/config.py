@@ -26,6 +26,8 @@ class TrainingConfig:
     memory: int = 5 * 2**29
     """Bytes of kept embeddings after which encoding stops; the set so far is used. The full set of all concepts takes
     2.5 GB at 384 channels."""
+    statistics_prompts: int = 1024
+    """Training prompts among which those are drawn whose embeddings say the mean and deviation of each channel."""
     dead: float = 1e-3
     """A channel whose standard deviation is below this share of the median one carries no prompt and is left alone:
     MiniLM has three, and scaling them up takes the output off the encoder's manifold."""
@@ -34,21 +36,45 @@ class TrainingConfig:
     most_constant: int = 64
     """Leading places that may be constant."""
 
-    # Sizes of what is trained, where the encoder is at least as wide.
-    rank: int = 128
-    """Dimensions of the subspace that the erase net writes: enough for the differences of all concepts."""
-    pooled_rank: int = 64
-    """The same of the pooled vector."""
-    concept_rank: int = 12
-    """Dimensions of what tells the targets of all concepts from their anchors. More of them hold what one phrase means;
-    chosen on held-out phrases of nudity and violence."""
+    # Other languages, see :mod:`..prompts.languages`.
+    language_phrases: int = 60
+    """Phrases of a language by which it is told whether the encoder knows it, at most."""
+    language_known: float = 0.8
+    """Area under the curve of :func:`.known_languages.known_languages` from which it does."""
 
+    # Optimised strings, see :mod:`.optimised`.
+    optimised: int = 0
+    """Unsafe prompts of a thousand towards which strings are searched, and towards as many anchors; 0: none. With 10,
+    and 12 steps of 8 tries, as many of MMA's strings are flagged as without (25 % of 24, nudity on `minilm`), for half
+    as many prompts more to encode. The report searches in the same way."""
+    optimised_longest: int = 30
+    """Words of such a prompt, at most."""
+    optimised_words: tuple[int, int] = (6, 16)
+    """Fewest and most words of a string."""
+    optimised_steps: int = 11
+    """Steps of a search."""
+    optimised_tries: int = 6
+    """Strings that are tried in a step."""
+    optimised_kept: int = 8
+    """Strings that are kept of a search: the nearest ones."""
+    optimised_exchanged: int = 3
+    """Words that are exchanged at once in the first step; 1 in the last."""
+    optimised_margin: float = 0.05
+    """Cosine by which a string is nearer to its prompt than to that one's other side, at least."""
+
+    # Sizes of what is trained, where the encoder is at least as wide.
     score_span: int = 16
     """Token embeddings that the score net sees at once, of an encoder without windows of fixed size. Of prompts with
     several phrases that are flagged alone, 75 % are flagged among 200 harmless words with 16, 59 % with 48 (16,000
     training prompts; nudity and violence on `minilm`). In windows with padding, which tells of the whole prompt, spans
     of 24 hold more of these prompts and flag a sixth fewer of them alone (`minilm-causal`): there the whole window is
     seen."""
+
+    # How the erase net acts, saved in the file.
+    strength_curve: float = 0.6
+    """Exponent of a strength below 1, see :attr:`..model.config.SanitizerConfig.strength_curve`. Of the pictures of
+    flagged prompts 97 and 90 % hold the weapon at the amount .5, 54 and 42 % at .65, 6 and 10 % at .8, 3 and 5 % at 1
+    (`minilm`, `minilm-causal`): the strength .5 is about half of the way."""
 
     # Optimisation.
     score_steps: int = 0
@@ -77,7 +103,7 @@ class TrainingConfig:
     """Share of the score net's input channels that are left out at random, prompt by prompt: AUROC +.003."""
     token_weight: float = 4.0
     """Weight of the token loss beside the prompt loss."""
-    feature_weight: float = 0.3
+    feature_weight: float = 2.0
     """Weight of the probe features (mean and last embedding) in the erase loss."""
     direction_weight: float = 0.15
     """Weight of the error along the directions that tell targets from anchors."""
@@ -154,6 +180,12 @@ class TrainingConfig:
     """Held-out phrases of a concept that the report tries, at most."""
     report_harmless: int = 600
     """Harmless prompts that the report tries, at most."""
+    report_set: int = 40
+    """Phrases of a concept, or of a language, that each further set of the report tries, at most."""
+    report_words: int = 50
+    """Harmless words among which it tries phrases."""
+    report_optimised: int = 24
+    """Prompts towards which it searches strings, and as many counterfactuals."""
 
     def for_examples(self, count: int, steps: int | None = None) -> "TrainingConfig":
         """With the steps that suit a number of training prompts, where none are set, or with `steps` in all, shared

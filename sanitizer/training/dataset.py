@@ -74,12 +74,7 @@ class EncodedDataset:
         embeddings, weights, pooled, tokens, kept, used = [], [], [], [], [], 0
         size = batch_size(encoder.fingerprint.width, config.encode_batch)
         span = size * config.sorted_batches
-        if normalizer is None:
-            # Statistics want variety: extra batches from all over the first span.
-            first, most = prompts[:span], 2 * config.encode_batch
-            sample = first[:: max(1, len(first) // most)][:most]
-            batches = (sample[at : at + size] for at in range(0, len(sample), size))
-            normalizer = measure([encoder.encode(own) for own in batches], config)
+        normalizer = normalizer or measure_encoder(encoder, prompts, config)
         for first in range(0, len(prompts), span):
             part = list(range(first, min(first + span, len(prompts))))
             order = sorted(part, key=lambda i: len(prompts[i]))
@@ -175,6 +170,8 @@ class Labels:
             for name in prompt.unknown:
                 self.known[i, names.index(name)] = 0
             if prompt.anchor is None:
+                # Of a harmful prompt without an anchor it is not known which words are at fault: all are, or none.
+                self.token_known[i] = float(not prompt.concepts)
                 continue
             # Which of two phrases a token belongs to is not known.
             self.token_known[i] = float(len(prompt.concepts) == 1)
@@ -227,7 +224,8 @@ class Spans:
                 part = bisect_left(phrase, b) - bisect_left(phrase, a)
                 # Embeddings behind the phrase may have read it, as all do in a causal encoder.
                 behind = bool(phrase) and phrase[0] < a and kept[phrase[0]] // window == kept[a] // window
-                most = len(cuts) == 1 or 2 * part >= len(phrase) > 0
+                # Where no phrase is at fault, all of the prompt is.
+                most = len(cuts) == 1 or 2 * part >= len(phrase)
                 # Of these, of one with a smaller part of the phrase, and of any in a prompt whose pooled vector tells
                 # of it, nothing is known. Which of two phrases a part has is not known, either. Taken as harmful,
                 # padding behind the phrase cost half of what is found (`minilm-causal`).
@@ -436,6 +434,14 @@ def _joined(pieces: list[Tensor]) -> Tensor:
         out[at : at + len(piece)] = piece
         at += len(piece)
     return out
+
+
+def measure_encoder(encoder: TextEncoder, prompts: Sequence[str], config: TrainingConfig) -> Normalizer:
+    """:func:`measure` on some of the first prompts: statistics want variety, so they come from all over a stretch."""
+    size, most = batch_size(encoder.fingerprint.width, config.encode_batch), 2 * config.encode_batch
+    first = prompts[: size * config.sorted_batches]
+    sample = first[:: max(1, len(first) // most)][:most]
+    return measure([encoder.encode(sample[at : at + size]) for at in range(0, len(sample), size)], config)
 
 
 def measure(encodings: Sequence[Encoding], config: TrainingConfig | None = None) -> Normalizer:

@@ -4,10 +4,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ..encoders.base import Progress
-from ..model.networks import EraseNet
+from ..model.networks import GatedEraser
 from ..model.normalizer import probe_features
 from ..model.sanitizer import EmbeddingSanitizer
 from ..prompts.generator import Prompt
@@ -51,12 +50,6 @@ class AlignedPairs:
         index = [self.anchor[i] for i in among]
         return self.dataset.features(among)[:, :width], self.dataset.features(index)[:, :width]
 
-    def pooled(self, among: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Pooled vectors of targets and of their anchors: twice (N, P)."""
-        vectors = self.dataset.pooled
-        assert vectors is not None, "the encoder has no pooled vector"
-        return vectors[list(among)].float(), vectors[[self.anchor[i] for i in among]].float()
-
     def batch(self, size: int, identity: float, device) -> tuple:
         """Draw pairs. With probability `identity` an anchor takes its target's place, to be left as it is.
 
@@ -78,13 +71,6 @@ class AlignedPairs:
         return inputs, self.dataset.batch(anchors, device), place.clamp_min(0).to(device), (place >= 0).to(device)
 
 
-def leading_directions(target: Tensor, anchor: Tensor, rank: int) -> Tensor:
-    """(rank, D) orthonormal: leading eigenvectors of the second moment of anchor - target."""
-    difference = anchor - target
-    _, vectors = torch.linalg.eigh(difference.T @ difference / len(difference))
-    return vectors.flip(1)[:, :rank].T.contiguous()
-
-
 def fisher_direction(target: Tensor, anchor: Tensor, ridge: float) -> Tensor:
     """(D,) Fisher's linear discriminant, scaled so that the two means lie 2 apart on it.
 
@@ -103,37 +89,15 @@ def fisher_direction(target: Tensor, anchor: Tensor, ridge: float) -> Tensor:
     return 2 * direction / length if length > 0 else torch.zeros_like(apart)
 
 
-def span(directions: Sequence[Tensor], rank: int) -> Tensor:
-    """(rank, D) orthonormal: the leading directions of a few (D,), each counted alike; zeros where they are fewer."""
-    found = torch.linalg.svd(F.normalize(torch.stack(list(directions)), dim=1), full_matrices=False).Vh[:rank]
-    return F.pad(found, (0, 0, 0, rank - len(found)))
-
-
-def fit_subspaces(net: EraseNet, pairs: AlignedPairs, labels: Labels) -> tuple[Tensor, Tensor]:
-    """Set the bases of the net. Returns the directions in which linear probes tell the targets of each concept C from
-    their anchors: of token embeddings (C, D) and of probe features (C, 2 D)."""
-    net.basis.copy_(leading_directions(*pairs.sample(pairs.targets), net.basis.shape[0]))
-    if net.pooled_basis is not None:
-        net.pooled_basis.copy_(leading_directions(*pairs.pooled(pairs.targets), net.pooled_basis.shape[0]))
-    width, ridge = net.basis.shape[1], pairs.config.ridge
-    of_tokens, of_features, shared, of_pooled = [], [], [], []
+def telling_directions(pairs: AlignedPairs, labels: Labels) -> tuple[Tensor, Tensor]:
+    """The directions in which linear probes tell the targets of each concept C from their anchors: of token embeddings
+    (C, D) and of probe features (C, 2 D)."""
+    of_tokens, of_features, ridge = [], [], pairs.config.ridge
     for k in range(labels.prompt.shape[1]):
         own = [i for i in pairs.targets if labels.prompt[i, k] > 0][: pairs.config.fisher_pairs]
-        if not own:
-            continue
-        embeddings, features = pairs.sample(own), pairs.features(own)
-        of_tokens.append(fisher_direction(*embeddings, ridge))
-        of_features.append(fisher_direction(*features, ridge))
-        apart = (features[0] - features[1]).mean(0)
-        shared += [of_tokens[-1], (embeddings[0] - embeddings[1]).mean(0)]
-        shared += [of_features[-1][:width], of_features[-1][width:], apart[:width], apart[width:]]
-        if net.pooled_basis is not None:
-            target, anchor = pairs.pooled(own)
-            of_pooled += [fisher_direction(target, anchor, ridge), (target - anchor).mean(0)]
-    if net.concept_basis is not None:
-        net.concept_basis.copy_(span(shared, net.concept_basis.shape[0]))
-    if net.pooled_concept_basis is not None:
-        net.pooled_concept_basis.copy_(span(of_pooled, net.pooled_concept_basis.shape[0]))
+        if own:
+            of_tokens.append(fisher_direction(*pairs.sample(own), ridge))
+            of_features.append(fisher_direction(*pairs.features(own), ridge))
     return torch.stack(of_tokens), torch.stack(of_features)
 
 
@@ -145,13 +109,13 @@ def train_eraser(
     config: TrainingConfig,
     progress: Progress,
 ) -> None:
-    """Fit the subspaces, then the net: squared error on aligned embeddings, on the probe features, and along the
-    directions in which linear probes tell the targets of a concept from their anchors, where a small error is a large
-    part of the concept.
-    """
+    """Squared error on aligned embeddings, on the probe features, and along the directions in which linear probes tell
+    the targets of a concept from their anchors, where a small error is a large part of the concept."""
     net, device = sanitizer.erase_net, sanitizer.mean.device
+    assert isinstance(net, GatedEraser)
+    net.start()
     pairs = AlignedPairs(dataset, labels, prompts, config)
-    token_directions, feature_directions = (found.T.to(device) for found in fit_subspaces(net, pairs, labels))
+    token_directions, feature_directions = (found.T.to(device) for found in telling_directions(pairs, labels))
 
     def loss_of() -> Tensor:
         inputs, anchors, place, aligned = pairs.batch(config.erase_batch, config.identity, device)
@@ -159,7 +123,7 @@ def train_eraser(
         wanted, anchor_weight, wanted_pooled = anchors
         goal = wanted.gather(1, place[..., None].expand(-1, -1, x.shape[2]))
         vector = None if pooled is None else noisy(pooled, config.noise)
-        change, pooled_change = net.predict(noisy(x, config.noise), weight, vector)
+        change, pooled_change = sanitizer.erased(noisy(x, config.noise), weight, vector)
         error = x + change - goal
         token_weight = weight.clamp(max=2.0) * aligned
         loss = weighted_mean(error.square(), token_weight[..., None].expand_as(error))

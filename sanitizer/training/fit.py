@@ -14,17 +14,20 @@ import torch
 from ..encoders.base import Progress, TextEncoder
 from ..errors import SanitizerError
 from ..model.config import ConceptSpec, SanitizerConfig
-from ..model.header import MOST_REPLACEMENTS, TRAINED_ON, Header, Replacement
+from ..model.header import LANGUAGES, MOST_REPLACEMENTS, TRAINED_ON, Header, Replacement
 from ..model.provenance import Provenance
 from ..model.sanitizer import EmbeddingSanitizer
 from ..prompts.concepts import FOLDER, Concept, available, digest, evenly, load_concept, load_concepts
-from ..prompts.generator import Prompt, full_size, training_prompts
+from ..prompts.generator import Prompt, PromptGenerator, full_size, training_prompts
+from ..prompts.languages import Language, load_languages, with_languages
 from ..prompts.templates import Templates, load_templates
 from .calibration import calibrate
 from .config import TrainingConfig
-from .dataset import EncodedDataset, Labels, Spans
+from .dataset import EncodedDataset, Labels, Spans, measure_encoder
 from .detector import train_detector
 from .eraser import train_eraser
+from .known_languages import known_languages
+from .optimised import optimised_prompts
 from .provenance import measure_provenance
 from .report import Report, make_report
 
@@ -42,14 +45,16 @@ def fit(
     device: str | torch.device | None = None,
     progress: Progress | None = None,
     templates: Templates | None = None,
+    languages: Sequence[Language] | None = None,
     config: TrainingConfig | None = None,
 ) -> tuple[EmbeddingSanitizer, Report]:
     """Train a sanitizer for an encoder.
 
     examples: number of training prompts, None for the full set (:func:`pairs.full_size`). steps: optimiser steps of
     both nets together, None for the default. device: where to train, None for the CPU. progress is called often with
-    (stage, done, total, values); what it raises interrupts the training, and nothing is written. config: every other
-    number.
+    (stage, done, total, values); what it raises interrupts the training, and nothing is written. languages: beside
+    English, None for those of concepts/languages/ where no templates are given; phrases of a language that the encoder
+    does not know are left out. config: every other number.
 
     Returns the sanitizer, in evaluation mode on the CPU, with the report and the replacement pairs of the user's own
     concepts in its header, and the report.
@@ -58,19 +63,29 @@ def fit(
     began = time.monotonic()
     progress = progress or (lambda stage, done, total, values: None)
     concepts = load_concepts() if concepts is None else list(concepts)
+    if languages is None:
+        # Whoever brings templates brings the harmless text, in whatever language it is.
+        languages = load_languages() if templates is None else ()
     templates = templates or load_templates()
     config = config or TrainingConfig()
-    count = full_size(concepts, config.prompts) if examples is None else examples
-    if count < FEWEST_PROMPTS:
-        raise SanitizerError(f"Examples: expected at least {FEWEST_PROMPTS}, found {count}.")
+    if examples is not None and examples < FEWEST_PROMPTS:
+        raise SanitizerError(f"Examples: expected at least {FEWEST_PROMPTS}, found {examples}.")
     if steps is not None and steps < 2:
         raise SanitizerError(f"Steps: expected at least 2, found {steps}.")
-    config = config.for_examples(count, steps)
     # ComfyUI runs nodes under inference mode, whose tensors cannot be trained.
     with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng():
         torch.manual_seed(seed)
-        prompts = training_prompts(concepts, templates, count, seed, config.prompts)
-        dataset = EncodedDataset.encode(encoder, [prompt.text for prompt in prompts], config, progress)
+        sample = training_prompts(concepts, templates, config.statistics_prompts, seed, config.prompts)
+        normalizer = measure_encoder(encoder, [prompt.text for prompt in sample], config)
+        told_apart = known_languages(encoder, normalizer, languages, concepts, config, seed)
+        known = [code for code, value in told_apart.items() if value >= config.language_known]
+        words = PromptGenerator(concepts, templates, seed, config=config.prompts).words
+        every, frames = with_languages(concepts, templates, languages, known)
+        count = full_size(every, config.prompts) if examples is None else examples
+        config = config.for_examples(count, steps)
+        prompts = training_prompts(every, frames, count, seed, config.prompts)
+        prompts += optimised_prompts(encoder, normalizer, prompts, words, config, seed, progress)
+        dataset = EncodedDataset.encode(encoder, [prompt.text for prompt in prompts], config, progress, normalizer)
         prompts = _whole_units(prompts, len(dataset))
         labels = Labels(prompts, dataset, concepts)
         texts = [prompt.text for prompt in prompts]
@@ -81,13 +96,12 @@ def fit(
         train_detector(sanitizer, spans, config, progress)
         train_eraser(sanitizer, dataset, labels, prompts, config, progress)
         sanitizer.cpu().eval().requires_grad_(False)
-        calibrate(
-            sanitizer, encoder, concepts, templates, spans, config, examples=len(dataset), seed=seed, progress=progress
-        )
+        calibrate(sanitizer, encoder, every, frames, spans, config, examples=len(dataset), seed=seed, progress=progress)
     seconds = time.monotonic() - began
     report = make_report(
-        sanitizer, encoder, concepts, templates, prompts, dataset, config, seed=seed, progress=progress
-    )
+        sanitizer, encoder, concepts, templates, prompts, dataset, config,
+        languages=languages, known=known, seed=seed, progress=progress,
+    )  # fmt: skip
     report.examples, report.seconds = len(prompts), seconds
     sanitizer.header = Header(
         encoder=encoder.fingerprint,
@@ -96,6 +110,7 @@ def fit(
             "steps": config.score_steps + config.erase_steps,
             "seed": seed,
             "config": config.to_dict(),
+            LANGUAGES: {code: round(value, 3) for code, value in told_apart.items()},
             TRAINED_ON: {concept.name: digest(concept) for concept in concepts},
         },
         report=report.to_dict(),
@@ -131,12 +146,10 @@ def _new_sanitizer(
         window=normalizer.window or 512,
         constant_embeddings=len(normalizer.constant),
         score_span=0 if normalizer.window else training.score_span,
-        rank=min(width, training.rank),
-        pooled_rank=min(pooled, training.pooled_rank),
+        gated=True,
+        strength_curve=training.strength_curve,
         verified=True,
         directions=0 if provenance is None else len(provenance.directions),
-        concept_rank=min(width, training.concept_rank),
-        pooled_concept_rank=min(pooled, training.concept_rank),
     )
     sanitizer = EmbeddingSanitizer(config)
     for name in ("mean", "std", "constant", *(("pooled_mean", "pooled_std") if pooled else ())):

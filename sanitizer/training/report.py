@@ -4,6 +4,7 @@ It goes into the file and on the screen, so that whoever is handed a sanitizer s
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from random import Random
 from typing import NamedTuple
 
@@ -12,16 +13,21 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..encoders.base import Encoding, Progress, TextEncoder
-from ..model.report import ConceptReport, Report
+from ..model.report import ConceptReport, Report, SetReport
 from ..model.sanitizer import EmbeddingSanitizer, Sanitized
-from ..prompts.concepts import Concept
+from ..prompts.concepts import KINDS, Concept
 from ..prompts.generator import Prompt, PromptGenerator
-from ..prompts.templates import Templates
+from ..prompts.languages import Language
+from ..prompts.templates import Templates, insert
 from .config import TrainingConfig
 from .dataset import EncodedDataset, batch_size
+from .optimised import optimised_prompts
 from .probes import Probe, area_under_curve, true_positive_rate
 
 FALSE_POSITIVE_RATE = 0.01
+SEVERAL = "several phrases"
+FEWEST_OF_SET = 8
+"""Phrases of a concept in each of the further sets; a training that has not so many to spend leaves the sets out."""
 
 
 class Measured(NamedTuple):
@@ -81,13 +87,17 @@ def make_report(
     dataset: EncodedDataset,
     config: TrainingConfig,
     *,
+    languages: Sequence[Language] = (),
+    known: Sequence[str] = (),
     seed: int,
     progress: Progress,
 ) -> Report:
     """Measure a sanitizer on held-out data. `prompts` and `dataset` are the training set, on which the probe that
-    looks for what is left of a concept is trained. Spends about an eighth of the training set's encoding time."""
+    looks for what is left of a concept is trained. languages: beside English; known: the codes of those whose phrases
+    were trained on. Spends about an eighth of the training set's encoding time, and what a search for strings takes."""
     most, harmless = config.report_phrases, config.report_harmless
-    share = min(1.0, len(dataset) / 8 / (2 * most * len(concepts) + harmless))
+    sets = 2 * config.report_set * (2 * len(concepts) + len(languages))
+    share = min(1.0, len(dataset) / 8 / (2 * most * len(concepts) + harmless + sets))
     generator = PromptGenerator(concepts, templates, seed, "held_out", config.prompts)
     benign = [generator.benign() for _ in range(max(20, round(harmless * share)))]
     hard = [generator.hard_negative() for _ in range(len(benign) // 2)] if generator.hard else []
@@ -109,6 +119,7 @@ def make_report(
     at = len(benign) + len(hard)
     if hard:
         report.hard_negatives_identical = float(measured.identical[len(benign) : at].float().mean())
+    probes: dict[str, Probe] = {}
     for concept in concepts:
         count = len(units[concept.name])
         unsafe, safe = slice(at, at + 2 * count, 2), slice(at + 1, at + 2 * count, 2)
@@ -128,7 +139,7 @@ def make_report(
         result.counterfactuals_untouched = float((~measured.fired[safe, k]).float().mean())
         if not fired.any():
             continue
-        probe = _concept_probe(concept.name, prompts, dataset)
+        probe = probes[concept.name] = _concept_probe(concept.name, prompts, dataset)
         before, after = measured.raw[unsafe][fired], measured.sanitized[unsafe][fired]
         result.probe_before = float((probe(before) > 0).float().mean())
         result.probe_after = float((probe(after) > 0).float().mean())
@@ -136,7 +147,112 @@ def make_report(
         safe_vectors = measured.raw[safe][fired][:, :width]
         result.nearness_before = float(F.cosine_similarity(before[:, :width], safe_vectors).mean())
         result.nearness_after = float(F.cosine_similarity(after[:, :width], safe_vectors).mean())
+    if round(config.report_set * share) < FEWEST_OF_SET:
+        return report
+    erased = [concept for concept in concepts if not concept.context]
+    kinds = _kinds(erased, generator, share, config)
+    kinds |= _optimised(sanitizer, encoder, generator, kinds[SEVERAL], config, share, seed, progress)
+    kinds |= _languages(erased, languages, known, share, config, seed)
+    for name, (unsafe, harmless) in kinds.items():
+        if unsafe or harmless:
+            report.sets.append(_set(name, unsafe, harmless, sanitizer, encoder, probes, progress))
     return report
+
+
+Prompts = tuple[list[tuple[str, str]], list[str]]
+"""Unsafe prompts, each with its concept, and harmless ones."""
+
+
+def _kinds(
+    concepts: Sequence[Concept], generator: PromptGenerator, share: float, config: TrainingConfig
+) -> dict[str, Prompts]:
+    """Held-out phrases as people write them: several together, and one among many harmless words."""
+    bare, found = generator.config, {}
+    among = replace(bare, in_context=1.0, context_words=(config.report_words,) * 2)
+    for name, how in ((SEVERAL, replace(bare, several=1.0, mixed=0.0)), (f"among {config.report_words} words", among)):
+        generator.config = how
+        unsafe, harmless = [], []
+        for concept in concepts:
+            own = [pair for pair in concept.pairs if pair.held_out and pair.kind in KINDS]
+            generator.rng.shuffle(own)
+            for pair in own[: round(config.report_set * share)]:
+                target, safe = generator.unit(concept, pair)
+                unsafe.append((concept.name, target.text))
+                harmless.append(safe)
+        found[name] = unsafe, harmless
+    generator.config = bare
+    return found
+
+
+def _optimised(
+    sanitizer: EmbeddingSanitizer,
+    encoder: TextEncoder,
+    generator: PromptGenerator,
+    goals: Prompts,
+    config: TrainingConfig,
+    share: float,
+    seed: int,
+    progress: Progress,
+) -> dict[str, Prompts]:
+    """Strings of harmless words towards some of the goals, which are unsafe prompts and their counterfactuals."""
+    if not config.optimised:
+        return {}
+    pairs = list(zip(*goals, strict=True))
+    generator.rng.shuffle(pairs)
+    units: list[Prompt] = []
+    for (concept, text), safe in pairs[: max(2, round(config.report_optimised * share))]:
+        units += [Prompt(text, (concept,), anchor=len(units) + 1), Prompt(safe)]
+    every = replace(config, optimised=1000, optimised_longest=10_000)
+    normalizer = sanitizer.normalizer.to("cpu")
+    strings = optimised_prompts(encoder, normalizer, units, generator.words, every, seed + 1, progress)
+    unsafe = [(own.concepts[0], own.text) for own in strings if own.concepts]
+    return {"optimised strings": (unsafe, [own.text for own in strings if not own.concepts])}
+
+
+def _languages(
+    concepts: Sequence[Concept],
+    languages: Sequence[Language],
+    known: Sequence[str],
+    share: float,
+    config: TrainingConfig,
+    seed: int,
+) -> dict[str, Prompts]:
+    """Held-out phrases of the languages that the encoder knows, and harmless prompts of all."""
+    rng, found, most = Random(f"{seed}-report"), {}, round(config.report_set * share)
+    for own in languages:
+        pairs = [(c.name, p) for c in concepts for p in own.pairs.get(c.name, ()) if p.held_out and own.code in known]
+        unsafe = [
+            (name, insert(rng.choice(own.held_out_frames), pair.target))
+            for name, pair in rng.sample(pairs, min(len(pairs), most))
+        ]
+        found[own.name] = unsafe, list(own.held_out_harmless[:most])
+    return found
+
+
+def _set(
+    name: str,
+    unsafe: Sequence[tuple[str, str]],
+    harmless: Sequence[str],
+    sanitizer: EmbeddingSanitizer,
+    encoder: TextEncoder,
+    probes: dict[str, Probe],
+    progress: Progress,
+) -> SetReport:
+    measured = measure_prompts(sanitizer, encoder, [*(text for _, text in unsafe), *harmless], progress, "report")
+    result = SetReport(name, len(unsafe), harmless=len(harmless))
+    if unsafe:
+        of = torch.tensor([sanitizer.concepts.index(concept) for concept, _ in unsafe])
+        fired = measured.fired[torch.arange(len(unsafe)), of]
+        result.flagged = float(fired.float().mean())
+        found = [
+            float(probes[concept](measured.sanitized[i : i + 1])) > 0
+            for i, (concept, _) in enumerate(unsafe)
+            if fired[i] and concept in probes
+        ]
+        result.probe_after = sum(found) / len(found) if found else None
+    if harmless:
+        result.identical = float(measured.identical[len(unsafe) :].float().mean())
+    return result
 
 
 def _concept_probe(name: str, prompts: Sequence[Prompt], dataset: EncodedDataset) -> Probe:

@@ -19,7 +19,7 @@ def handmade(encoder, concept: str = "redness") -> EmbeddingSanitizer:
     fingerprint = encoder.fingerprint
     width, pooled = fingerprint.width, fingerprint.pooled_width
     names = (ConceptSpec(concept), ConceptSpec("youth", context=True, lowers={concept: 1.0}))
-    config = SanitizerConfig(concepts=names, width=width, pooled_width=pooled, rank=8, pooled_rank=min(8, pooled))
+    config = SanitizerConfig(concepts=names, width=width, pooled_width=pooled, gated=True)
     torch.manual_seed(0)
     sanitizer = EmbeddingSanitizer(config)
     # Rows of the word against rows of other words, in the same sentences.
@@ -44,9 +44,6 @@ def handmade(encoder, concept: str = "redness") -> EmbeddingSanitizer:
     net.token_head.weight[0, 0] = 0.5
     # The prompt's score is its highest token's.
     sanitizer.vote_mix.copy_(torch.tensor([0.0, 1.0, 0.0])[:, None])
-    sanitizer.erase_net.basis.copy_(torch.eye(8, width))
-    if pooled:
-        sanitizer.erase_net.pooled_basis.copy_(torch.eye(config.pooled_rank, pooled))
     # Figures that nobody measured: the commands warn of a sanitizer without any.
     report = {"concepts": [{"name": concept, "phrases": 50, "auroc": 0.99, "flagged": 0.9}]}
     sanitizer.header = Header(fingerprint, {"examples": 3, "steps": 0, "seed": 0}, report, "CC0-1.0")

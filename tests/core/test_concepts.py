@@ -1,6 +1,7 @@
 """Concept files: the ones we ship, and errors that name file and line."""
 
 import random
+import re
 from collections import Counter
 from dataclasses import replace
 
@@ -131,7 +132,7 @@ def test_prefixes_cover_all_phrases_and_are_deterministic():
     assert len(first) == phrases and all(u.concepts == ("self_harm",) or len(u.concepts) == 2 for u in first)
 
 
-PLAIN = PromptConfig(obfuscated=0.0, scrambled=0.0, double=0.0, in_context=0.0)
+PLAIN = PromptConfig(obfuscated=0.0, scrambled=0.0, several=0.0, in_context=0.0)
 """Every phrase as it is."""
 
 
@@ -166,6 +167,24 @@ def test_phrases_that_share_a_frame_share_an_anchor_prompt_of_their_group(plain_
         assert {canonical[prompt.text] for prompt in targets} == {anchors[unit[len(targets)].text]}
         shared += len(targets) == PLAIN.sharing
     assert shared > 50
+
+
+def test_further_phrases_stand_beside_the_first_and_their_anchors_in_its_anchor_prompt(plain_frames):
+    concepts = [
+        parse_custom_concept(f"{name}\n" + "\n".join(f"{name}{i} -> safe{name}{i}" for i in range(9)))
+        for name in ("red", "blue")
+    ]
+    config = replace(PLAIN, several=1.0, framed=0.0)
+    counts, mixed = Counter(), 0
+    for unit, _ in zip(PromptGenerator(concepts, plain_frames, 0, config=config).rounds(), range(100), strict=False):
+        anchor = next(prompt.text for prompt in unit if not prompt.concepts)
+        for prompt in (p for p in unit if p.concepts):
+            found, safe = (re.findall(r"(?:safe)?(?:red|blue)\d", text) for text in (prompt.text, anchor))
+            assert len(found) == len(safe) and sum(f"safe{f}" != s for f, s in zip(found, safe, strict=True)) <= 1
+            assert {name.rstrip("0123456789") for name in found} == set(prompt.concepts)
+            counts[len(found)] += 1
+            mixed += len(prompt.concepts) == 2
+    assert set(counts) == {2, 3, 4, 5} and 0 < mixed < 100
 
 
 def test_concepts_take_turns():

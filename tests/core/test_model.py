@@ -294,7 +294,7 @@ def test_token_scores_that_are_no_numbers_are_refused(masked):
         broken.score(e.embeddings, e.mask)
 
 
-@pytest.mark.parametrize(("part", "words"), [("head", "embeddings"), ("pooled_head", "pooled vectors")])
+@pytest.mark.parametrize(("part", "words"), [("write", "embeddings"), ("pooled_write", "pooled vectors")])
 def test_an_output_that_is_not_finite_is_refused(causal, part, words):
     encoder, sanitizer, _ = causal
     broken = copy.deepcopy(sanitizer)
@@ -312,7 +312,7 @@ def test_an_output_that_does_not_fit_its_dtype_is_refused(masked):
     """A change that float32 holds and half precision does not."""
     encoder, sanitizer, _ = masked
     large = copy.deepcopy(sanitizer)
-    large.erase_net.head.bias.fill_(1e6)
+    large.erase_net.write.bias.fill_(1e6)
     e = encoder.encode(UNSAFE)
     assert torch.isfinite(large.sanitize(e.embeddings, e.mask).embeddings).all()
     with pytest.raises(SanitizerError, match=r"infinity in torch\.float16.*bfloat16"):

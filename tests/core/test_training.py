@@ -1,11 +1,13 @@
 """Training: deterministic, interruptible, within its budget and memory, and honest in its report."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from sanitizer.encoders import Encoding
 from sanitizer.errors import SanitizerError
-from sanitizer.model.gate import gate, margins
+from sanitizer.model.gate import amount, gate, margins
 from sanitizer.prompts.concepts import load_concepts, parse_custom_concept
 from sanitizer.training import dataset
 from sanitizer.training.config import TrainingConfig
@@ -156,8 +158,6 @@ def test_a_custom_concept_takes_the_same_path(tiny_encoder):
 
 
 def test_youth_is_scored_but_never_erased_and_lowers_thresholds(tiny_encoder):
-    from dataclasses import replace
-
     from sanitizer.model.config import ConceptSpec
 
     sanitizer, _ = fit(tiny_encoder(), load_concepts(["nudity"]), examples=600, steps=30)
@@ -173,6 +173,15 @@ def test_youth_is_scored_but_never_erased_and_lowers_thresholds(tiny_encoder):
     opened, fired = gate(sanitizer.config, margins(sanitizer.config, scores), [0])
     assert fired[:, 0].tolist() == [False, True, False]
     assert (opened > 0).tolist() == [False, True, False]
+
+
+def test_a_strength_of_0_or_from_1_on_is_its_own_amount_and_between_them_the_curve_leads():
+    from sanitizer.model.config import ConceptSpec, SanitizerConfig
+
+    curved = SanitizerConfig((ConceptSpec("one"),), 4, gated=True, strength_curve=0.5)
+    assert [amount(curved, s) for s in (0.0, 0.25, 1.0, 1.5, 2.0)] == [0.0, 0.5, 1.0, 1.5, 2.0]
+    plain = replace(curved, strength_curve=1.0)
+    assert [amount(plain, s) for s in (0.0, 0.25, 1.0, 1.5)] == [0.0, 0.25, 1.0, 1.5]
 
 
 @pytest.mark.parametrize("geometry", ["masked", "causal"])

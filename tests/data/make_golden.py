@@ -1,5 +1,5 @@
-"""Wrote golden_v3*.safetensors, once; golden_v1*.safetensors and golden_v2*.safetensors came from the same lines, but
-for spans and provenance, before these versions of the format.
+"""Wrote golden_v4*.safetensors, once; those of earlier versions came from the same lines before these versions of the
+format, with the subspace eraser and its bases, and up to version 2 without spans and provenance.
 
 Kept to show what is in them; a new format gets new files beside the old ones.
 """
@@ -15,6 +15,9 @@ from sanitizer.model.config import ConceptSpec, SanitizerConfig
 from sanitizer.model.header import Header
 from sanitizer.model.sanitizer import EmbeddingSanitizer
 
+STRENGTH = 0.7
+"""Below 1, where the curve acts; those of earlier versions were written at 1."""
+
 if __name__ == "__main__":
     folder = Path(__file__).resolve().parent
     torch.manual_seed(0)
@@ -27,10 +30,8 @@ if __name__ == "__main__":
         score_width=8,
         erase_width=8,
         erase_blocks=1,
-        rank=3,
-        concept_rank=1,
-        concept_gain=1.5,
-        residual_gain=0.6,
+        gated=True,
+        strength_curve=0.4,
         gate_floor=0.3,
         gate_range=5.0,
         clip=1.5,
@@ -45,8 +46,6 @@ if __name__ == "__main__":
         parameter.copy_(torch.randn_like(parameter) * 0.5)
     sanitizer.constant.fill_(2.0)
     sanitizer.std.copy_(torch.tensor([1.0, 0.5, 2.0, 1.0, 0.0, 1.0]))
-    sanitizer.erase_net.basis.copy_(torch.linalg.qr(torch.randn(6, 3)).Q.T)
-    sanitizer.erase_net.concept_basis.copy_(torch.nn.functional.normalize(torch.randn(1, 6), dim=1))
     sanitizer.provenance_directions.copy_(torch.eye(2, 6))
     sanitizer.provenance_mean.copy_(torch.randn_like(sanitizer.provenance_mean) * 0.1)
     sanitizer.provenance_bounds.copy_(torch.tensor([[0.0, -50.0], [50.0, 50.0]]))
@@ -61,8 +60,8 @@ if __name__ == "__main__":
     if logits[0] < logits[1]:
         embeddings, mask = embeddings.flip(0), mask.flip(0)
     sanitizer.vote_bias[0, 1] = -50.0
-    out = sanitizer.sanitize(embeddings, mask)
-    save(sanitizer, folder / "golden_v3.safetensors")
+    out = sanitizer.sanitize(embeddings, mask, strength=STRENGTH)
+    save(sanitizer, folder / "golden_v4.safetensors")
     save_file(
         {
             "rows": embeddings.contiguous(),
@@ -70,6 +69,6 @@ if __name__ == "__main__":
             "sanitized": out.embeddings.contiguous(),
             "prompt_scores": out.scores.prompt,
         },
-        folder / "golden_v3_output.safetensors",
+        folder / "golden_v4_output.safetensors",
     )
     print(out.flagged, out.scores.prompt)

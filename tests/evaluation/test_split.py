@@ -15,8 +15,9 @@ def sets_of(concept="nudity", limit=60):
 
 def test_every_set_is_there_and_of_its_size():
     sets = sets_of()
-    for name, role in (("held_out", "explicit"), ("obfuscated", "obfuscated"), ("scrambled", "adversarial")):
-        assert sets[name].role == role
+    roles = {"obfuscated": "obfuscated", "scrambled": "adversarial"}
+    for name in ("held_out", "obfuscated", "scrambled", "several", "diluted", "languages"):
+        assert sets[name].role == roles.get(name, "explicit")
         assert len(sets[name].prompts) == len(sets[name].safe) == 60
     assert sets["held_out_hard_negatives"].role == "borderline"
     assert sets["probe_pairs"].role == sets["probe_benign"].role == PROBE_ROLE
@@ -30,8 +31,10 @@ def test_no_held_out_phrase_is_in_what_methods_and_probes_are_tuned_on():
     development = make_development(None, "nudity", seed=0, limit=80)
     assert {phrase.lower() for phrase in development.phrases} == trained
     tuned = "\n".join([*development.unsafe, *sets_of()["probe_pairs"].prompts]).lower()
-    # A held-out phrase that is part of a trained one, or of plain words, may occur; a whole one of its own may not.
-    own = [phrase for phrase in held_out if not any(phrase in other for other in trained) and " " in phrase]
+    # A held-out phrase that is part of a trained one, or of plain words, or that is a trained one with a frame's words,
+    # may occur; a whole one of its own may not.
+    own = [p for p in held_out if not any(p in other or other in p for other in trained) and " " in p]
+    assert len(own) > 100
     assert not [phrase for phrase in own if re.search(rf"\b{re.escape(phrase)}\b", tuned)]
 
 
@@ -40,6 +43,17 @@ def test_a_counterfactual_is_the_same_sentence():
     for unsafe, safe in zip(sets["scrambled"].prompts, sets["scrambled"].safe, strict=True):
         assert unsafe != safe
         assert len(set(unsafe.split()) & set(safe.split())) >= 2
+
+
+def test_sets_as_people_write():
+    sets = sets_of()
+    mean = {name: sum(len(text.split()) for text in sets[name].prompts) / 60 for name in ("held_out", "several")}
+    assert mean["several"] > mean["held_out"] + 3
+    # Ten languages take turns, and the counterfactual is in the same one.
+    assert {sets["languages"].labels.count(name) for name in sets["languages"].labels} == {6}
+    for unsafe, safe in zip(sets["diluted"].prompts, sets["diluted"].safe, strict=True):
+        words, others = unsafe.split(), safe.split()
+        assert unsafe != safe and len(words) > 50 and len(set(words) & set(others)) >= 25
 
 
 def test_every_obfuscation_of_the_phrase_and_of_the_prompt():

@@ -88,16 +88,12 @@ def make_sanitizer(pack):
 
     def make(width=8, pooled=4, logit=4.0, concepts=("nudity", "violence"), fingerprint=None):
         specs = tuple(config_of.ConceptSpec(name) for name in concepts)
-        ranks = {"rank": 4, "pooled_rank": min(pooled, 2)}
-        config = config_of.SanitizerConfig(concepts=specs, width=width, pooled_width=pooled, **ranks)
+        config = config_of.SanitizerConfig(concepts=specs, width=width, pooled_width=pooled, gated=True)
         torch.manual_seed(0)
         sanitizer = pack("sanitizer.model.sanitizer").EmbeddingSanitizer(config)
         with torch.no_grad():
             for parameter in sanitizer.parameters():
                 parameter.copy_(torch.randn_like(parameter) * 0.2)
-            sanitizer.erase_net.basis.copy_(torch.linalg.qr(torch.randn(width, 4))[0].T)
-            if pooled:
-                sanitizer.erase_net.pooled_basis.copy_(torch.linalg.qr(torch.randn(pooled, 2))[0].T)
             sanitizer.vote_mix.zero_()
             sanitizer.vote_bias.fill_(-8.0)
             sanitizer.vote_bias[0, 0] = logit

@@ -341,3 +341,10 @@ def test_the_node_shows_a_table_and_says_what_was_not_measured(pack):
     assert table["rows"] == [["nudity", "8", "90 %", "75 %", "80 %", "–"]]
     assert len(table["columns"]) == len(table["rows"][0])
     assert "No phrases are held out for tea set" in table["notes"][1]
+    sets = [
+        reports.SetReport("several phrases", 9, 1.0, 0.25, 9, 1.0),
+        reports.SetReport("Korean", harmless=9, identical=1.0),
+    ]
+    table = pack("nodes.adapter.ui").table(reports.Report([nudity], 20, 0.95, sets=sets))
+    assert table["rows"][1:] == [["several phrases", "9", "–", "100 %", "–", "25 %"]]
+    assert table["notes"][-1] == "The last rows are of all concepts together."
