@@ -240,12 +240,11 @@ def bundled_sets(concept: str, examples: int, limit: int | None, seed: int) -> l
     held_out = [generator.unit(chosen, pair) for pair in pairs[:limit]]
     scrambled = [_scrambled(generator, pair) for pair in pairs[:limit]]
     obfuscated, labels = _obfuscated(generator, pairs, limit)
-    bare = generator.config
-    generator.config = replace(bare, several=1.0, mixed=0.0)
-    several = [generator.unit(chosen, pair) for pair in pairs[:limit]]
-    generator.config = replace(bare, in_context=1.0, context_words=(DILUTED_WORDS, DILUTED_WORDS))
-    diluted = [generator.unit(chosen, pair) for pair in pairs[:limit]]
-    generator.config = bare
+    together, among = (
+        generator.writing(config) for config in (generator.config.together(), generator.config.among(DILUTED_WORDS))
+    )
+    several = [together.unit(chosen, pair) for pair in pairs[:limit]]
+    diluted = [among.unit(chosen, pair) for pair in pairs[:limit]]
     foreign, tongues = _foreign(concept, limit, generator.rng)
     sets = [
         _paired(HELD_OUT, "Held-out phrases", "explicit", concept, [(u.text, s) for u, s in held_out], source),

@@ -7,32 +7,14 @@ Everything here is differentiable, so that an attack can follow the gradient thr
 
 from collections.abc import Callable, Sequence
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from ..encoders.base import TextEncoder
-from ..model.normalizer import Normalizer
+from ..model.normalizer import Normalizer, Sanitize, vectors
 
-Sanitize = Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor | None]]
-"""Embeddings, mask, pooled vector -> embeddings and pooled vector that the diffusion model gets."""
 Distance = Callable[[Tensor, Tensor], Tensor]
 """(N, F) and (F,) -> (N,), 0 where they agree."""
-
-ENCODED = 128
-
-
-def vectors(
-    encoder: TextEncoder, normalizer: Normalizer, texts: Sequence[str], sanitize: Sanitize | None = None
-) -> Tensor:
-    """(N, F) of the prompts, as the encoder puts them out or sanitized."""
-    found = []
-    with torch.no_grad():
-        for first in range(0, len(texts), ENCODED):
-            e = encoder.encode(list(texts[first : first + ENCODED]))
-            given = (e.embeddings, e.pooled) if sanitize is None else sanitize(e.embeddings, e.mask, e.pooled)
-            found.append(normalizer.features(given[0], e.mask, given[1]))
-    return torch.cat(found)
 
 
 def cosine_distance(found: Tensor, target: Tensor) -> Tensor:

@@ -3,12 +3,19 @@
 Shapes: B prompts, L token embeddings, D channels, P pooled channels, F = 2 D + P probe features.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from ..encoders.base import TextEncoder
 from .config import SanitizerConfig
+
+Sanitize = Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor | None]]
+"""Embeddings, mask, pooled vector -> embeddings and pooled vector that the diffusion model gets."""
+ENCODED = 128
+"""Prompts that :func:`vectors` encodes at once."""
 
 
 def probe_features(x: Tensor, weight: Tensor, pooled: Tensor | None) -> Tensor:
@@ -91,3 +98,16 @@ class Normalizer:
     def _normalize(self, values: Tensor, mean: Tensor, std: Tensor) -> Tensor:
         scale = torch.where(std > 0, 1 / std.clamp_min(1e-12), 0.0)
         return ((values - mean) * scale).clamp(-self.clip, self.clip)
+
+
+def vectors(
+    encoder: TextEncoder, normalizer: Normalizer, texts: Sequence[str], sanitize: Sanitize | None = None
+) -> Tensor:
+    """(N, F) of the prompts, as the encoder puts them out or sanitized."""
+    found = []
+    with torch.no_grad():
+        for first in range(0, len(texts), ENCODED):
+            e = encoder.encode(list(texts[first : first + ENCODED]))
+            given = (e.embeddings, e.pooled) if sanitize is None else sanitize(e.embeddings, e.mask, e.pooled)
+            found.append(normalizer.features(given[0], e.mask, given[1]))
+    return torch.cat(found)

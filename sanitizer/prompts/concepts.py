@@ -272,9 +272,12 @@ def _check_adults(file: _File, folder: Path, pairs: list[Pair], phrases: list[Ph
     words = tomllib.loads(guard.read_text(encoding="utf-8")).get("guard_words", [])
     if not words:
         return
-    pattern = any_word(words)
     texts = [text for pair in pairs for text in (pair.target, pair.anchor, pair.canonical)]
-    for text in [*texts, *(phrase.text for phrase in phrases)]:
-        found = pattern.search(text)
-        if found:
-            raise file.fail(text, f"{found.group()!r} is a word for young people, which only youth.toml may hold.")
+    refuse_words(file, [*texts, *(phrase.text for phrase in phrases)], any_word(words), "youth.toml")
+
+
+def refuse_words(file: _File, texts: Iterable[str], young: re.Pattern[str], where: str) -> None:
+    """Raises SanitizerError for a text with a word for young people, which only `where` may hold."""
+    for text in texts:
+        if found := young.search(text):
+            raise file.fail(text, f"{found.group()!r} is a word for young people, which only {where} may hold.")

@@ -9,6 +9,7 @@ over all of them, and one of a full round or more holds every phrase.
 
 import random
 from collections.abc import Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -65,6 +66,14 @@ class PromptConfig:
         """The same with every phrase as it is written, one in a frame, with its own anchor."""
         return replace(self, canonical=0.0, obfuscated=0.0, scrambled=0.0, several=0.0, in_context=0.0)
 
+    def together(self) -> "PromptConfig":
+        """The same with further phrases of the same concept beside each."""
+        return replace(self, several=1.0, mixed=0.0)
+
+    def among(self, words: int) -> "PromptConfig":
+        """The same with each phrase among so many harmless words."""
+        return replace(self, in_context=1.0, context_words=(words, words))
+
 
 @dataclass(frozen=True)
 class Prompt:
@@ -82,7 +91,7 @@ class PromptGenerator:
 
     `split` is "train", "calibration" (harmless prompts and frames of their own, so that thresholds are set on prompts
     that training did not see) or "held_out" (phrases, frames and harmless prompts kept for the report; each phrase
-    bare, see :meth:`PromptConfig.bare`, unless :attr:`config` is set anew).
+    bare, see :meth:`PromptConfig.bare`; :meth:`writing` writes them in other ways).
     """
 
     def __init__(
@@ -114,6 +123,12 @@ class PromptGenerator:
         self.guard = any_word(guard_words) if guard_words else None
         words = {w.strip(",.").lower() for prompt in self.benign_prompts for w in prompt.split()}
         self.words = sorted(word for word in words if word.isascii() and word.isalpha())
+
+    def writing(self, config: PromptConfig) -> "PromptGenerator":
+        """The same generator, which goes on with the same draws, with another configuration."""
+        other = copy(self)
+        other.config = config
+        return other
 
     def filled_frame(self, kind: str) -> str:
         """A frame of the kind with all slots but {phrase} filled."""
@@ -209,24 +224,24 @@ class PromptGenerator:
         """A frame with the target of each pair, all of one group, and with the first pair's anchor or the group's."""
         rng = self.rng
         frame = self.filled_frame(pairs[0].kind)
-        names, targets, anchor = (concept.name,), [pair.target for pair in pairs], pairs[0].anchor
+        targets, anchor = [pair.target for pair in pairs], pairs[0].anchor
         if rng.random() < self.config.canonical:
             anchor = pairs[0].canonical
         targets = [
             self._unless_guarded(obfuscate(target, rng), target) if rng.random() < self.config.obfuscated else target
             for target in targets
         ]
-        unsafe = safe = frame
+        further: list[tuple[Concept, str, str]] = []
         # The phrases of a context concept are never joined with anything of another concept.
         if not concept.context and rng.random() < self.config.scrambled:
-            unsafe = safe = self.scrambled("{phrase}")
+            frame = self.scrambled("{phrase}")
         elif not concept.context:
             further = self._further(concept) if rng.random() < self.config.several else []
-            names = tuple(dict.fromkeys((concept.name, *(other.name for other, _, _ in further))))
-            layout = self.in_context(self._joined(frame, len(further)))
-            unsafe = safe = layout
-            for i, (_, target, other_anchor) in enumerate(further):
-                unsafe, safe = unsafe.replace(f"{{{i}}}", target), safe.replace(f"{{{i}}}", other_anchor)
+            frame = self.in_context(self._joined(frame, len(further)))
+        names = tuple(dict.fromkeys((concept.name, *(other.name for other, _, _ in further))))
+        unsafe = safe = frame
+        for i, (_, target, other_anchor) in enumerate(further):
+            unsafe, safe = unsafe.replace(f"{{{i}}}", target), safe.replace(f"{{{i}}}", other_anchor)
         return [self._prompt(insert(unsafe, target), names) for target in targets], insert(safe, anchor)
 
     def _further(self, concept: Concept) -> list[tuple[Concept, str, str]]:

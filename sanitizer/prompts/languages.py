@@ -6,8 +6,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from .concepts import FOLDER, Concept, Pair, Phrase, _check_phrase, _check_unique, _File, _split_pair, any_word
-from .templates import PHRASE, Templates, _check_frame
+from .concepts import (
+    FOLDER,
+    Concept,
+    Pair,
+    Phrase,
+    _check_phrase,
+    _check_unique,
+    _File,
+    _split_pair,
+    any_word,
+    refuse_words,
+)
+from .templates import Templates, check_phrase_frame
 
 LANGUAGES = FOLDER / "languages"
 LISTS = ("guard_words", "frames", "held_out_frames", "harmless", "held_out_harmless")
@@ -47,9 +58,7 @@ def load_language(path: Path) -> Language:
     lists = {key: tuple(_check_phrase(file, text) for text in file.data[key]) for key in LISTS if "frames" not in key}
     for key in ("frames", "held_out_frames"):
         for frame in file.data[key]:
-            _check_frame(file, frame, {PHRASE})
-            if frame.count("{" + PHRASE + "}") != 1:
-                raise file.fail(frame, f"expected {{phrase}} once, found {frame!r}.")
+            check_phrase_frame(file, frame)
         lists[key] = tuple(file.data[key])
     pairs, hard = {}, {}
     for name in tables:
@@ -78,10 +87,7 @@ def _check_adults(file: _File, language: Language) -> None:
     texts = [text for pairs in own for pair in pairs for text in (pair.target, pair.anchor)]
     texts += [p.text for phrases in language.hard_negatives.values() for p in phrases]
     texts += [*language.frames, *language.held_out_frames]
-    pattern = any_word(language.guard_words, alone=language.code not in SPACELESS)
-    for text in texts:
-        if match := pattern.search(text):
-            raise file.fail(text, f"{match.group()!r} is a word for young people, which only [{CONTEXT}] may hold.")
+    refuse_words(file, texts, any_word(language.guard_words, alone=language.code not in SPACELESS), f"[{CONTEXT}]")
 
 
 def with_languages(

@@ -2,6 +2,7 @@
 
 import random
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,9 +52,7 @@ def load_templates(folder: Path = FOLDER) -> Templates:
         file.expect(data[key], f"[{key}]", dict.fromkeys(KINDS, list), {})
         for frames in data[key].values():
             for frame in frames:
-                _check_frame(file, frame, {*slots, PHRASE})
-                if frame.count("{" + PHRASE + "}") != 1:
-                    raise file.fail(frame, f"expected {{phrase}} once, found {frame!r}.")
+                check_phrase_frame(file, frame, slots)
     for key in ("benign", "held_out_benign"):
         for frame in data[key]["frames"]:
             _check_frame(file, frame, set(slots))
@@ -66,6 +65,13 @@ def load_templates(folder: Path = FOLDER) -> Templates:
         held_out_benign_frames=tuple(data["held_out_benign"]["frames"]),
         held_out_benign_prompts=tuple(data["held_out_benign"]["prompts"]),
     )
+
+
+def check_phrase_frame(file: _File, frame: str, slots: Iterable[str] = ()) -> None:
+    """Raises SanitizerError for a frame without {phrase}, with more than one, or with a slot that is not known."""
+    _check_frame(file, frame, {*slots, PHRASE})
+    if frame.count("{" + PHRASE + "}") != 1:
+        raise file.fail(frame, f"expected {{phrase}} once, found {frame!r}.")
 
 
 def _check_frame(file: _File, frame: str, known: set[str]) -> None:

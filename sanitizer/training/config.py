@@ -39,6 +39,8 @@ class TrainingConfig:
     # Other languages, see :mod:`..prompts.languages`.
     language_phrases: int = 60
     """Phrases of a language by which it is told whether the encoder knows it, at most."""
+    fewest_language_phrases: int = 16
+    """And at least; a training that has not so many to spend takes no language for known."""
     language_known: float = 0.8
     """Area under the curve of :func:`.known_languages.known_languages` from which it does."""
 
@@ -196,6 +198,12 @@ class TrainingConfig:
             score = max(1, round(steps * score / (score + erase)))
             erase = max(1, steps - score)
         return replace(self, score_steps=score, erase_steps=erase)
+
+    def language_phrases_for(self, count: int, languages: int) -> int:
+        """Phrases of each of the languages to try beside a number of training prompts, of which all that is encoded for
+        it, with anchors and harmless prompts, is a quarter at most."""
+        own = min(self.language_phrases, count // 4 // max(1, 3 * languages))
+        return own if own >= self.fewest_language_phrases else 0
 
     def varied_for(self, count: int) -> int:
         """Prompts of all lengths to measure beside a number of training prompts."""

@@ -77,14 +77,17 @@ def fit(
         torch.manual_seed(seed)
         sample = training_prompts(concepts, templates, config.statistics_prompts, seed, config.prompts)
         normalizer = measure_encoder(encoder, [prompt.text for prompt in sample], config)
-        told_apart = known_languages(encoder, normalizer, languages, concepts, config, seed)
+        count = full_size(concepts, config.prompts) if examples is None else examples
+        phrases = config.language_phrases_for(count, len(languages))
+        told_apart = known_languages(encoder, normalizer, languages, concepts, phrases, seed)
         known = [code for code, value in told_apart.items() if value >= config.language_known]
-        words = PromptGenerator(concepts, templates, seed, config=config.prompts).words
         every, frames = with_languages(concepts, templates, languages, known)
         count = full_size(every, config.prompts) if examples is None else examples
         config = config.for_examples(count, steps)
         prompts = training_prompts(every, frames, count, seed, config.prompts)
-        prompts += optimised_prompts(encoder, normalizer, prompts, words, config, seed, progress)
+        if config.optimised:
+            words = PromptGenerator(concepts, templates, seed, config=config.prompts).words
+            prompts += optimised_prompts(encoder, normalizer, prompts, words, config, seed, progress)
         dataset = EncodedDataset.encode(encoder, [prompt.text for prompt in prompts], config, progress, normalizer)
         prompts = _whole_units(prompts, len(dataset))
         labels = Labels(prompts, dataset, concepts)

@@ -5,11 +5,10 @@ from collections.abc import Sequence
 
 import torch
 
-from ..encoders.base import TextEncoder, encode_all
-from ..model.normalizer import Normalizer
+from ..encoders.base import TextEncoder
+from ..model.normalizer import Normalizer, vectors
 from ..prompts.concepts import Concept
 from ..prompts.languages import Language
-from .config import TrainingConfig
 from .probes import Probe, area_under_curve
 
 
@@ -18,11 +17,11 @@ def known_languages(
     normalizer: Normalizer,
     languages: Sequence[Language],
     concepts: Sequence[Concept],
-    config: TrainingConfig,
+    phrases: int,
     seed: int,
 ) -> dict[str, float]:
     """Code of each language that has phrases of the concepts -> area under the curve of a probe, trained on half of
-    its phrases with their anchors and harmless prompts, on the other half."""
+    its phrases, `phrases` at most, with their anchors and harmless prompts, on the other half. Of none for 0."""
     rng, found = random.Random(f"{seed}-languages"), {}
     for language in languages:
         pairs = [
@@ -32,14 +31,12 @@ def known_languages(
             for pair in language.pairs.get(concept.name, ())
             if not pair.held_out
         ]
-        if not pairs:
+        if not (pairs and phrases):
             continue
-        some = rng.sample(pairs, min(len(pairs), config.language_phrases))
+        some = rng.sample(pairs, min(len(pairs), phrases))
         harmless = rng.sample(language.harmless, min(len(language.harmless), len(some)))
         texts = [pair.target for pair in some] + [pair.anchor for pair in some] + harmless
-        with torch.no_grad():
-            e = encode_all(encoder, texts)
-            x = normalizer.features(e.embeddings, e.mask, e.pooled)
+        x = vectors(encoder, normalizer, texts)
         unsafe = torch.arange(len(texts)) < len(some)
         # A phrase and its anchor lie in the same half: else the probe would know what is being shown.
         half = torch.tensor([*range(len(some)), *range(len(some)), *range(len(harmless))]) % 2 == 0

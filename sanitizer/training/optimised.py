@@ -10,12 +10,11 @@ an optimised string looks like, and not what it means.
 import random
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..encoders.base import Progress, TextEncoder, encode_all
-from ..model.normalizer import Normalizer
+from ..encoders.base import Progress, TextEncoder
+from ..model.normalizer import Normalizer, vectors
 from ..prompts.generator import Prompt
 from .config import TrainingConfig
 
@@ -33,19 +32,35 @@ def optimised_prompts(
     progress: Progress,
 ) -> list[Prompt]:
     """Strings of `words` towards some of the unsafe prompts, and as many towards their anchors."""
+    short = [
+        (p, prompts[p.anchor])
+        for p in prompts
+        if p.anchor is not None and len(p.text.split()) <= config.optimised_longest
+    ]
     rng = random.Random(f"{seed}-optimised")
-    short = [p for p in prompts if p.anchor is not None and len(p.text.split()) <= config.optimised_longest]
-    targets = rng.sample(short, min(len(short), len(prompts) * config.optimised // 1000))
+    units = rng.sample(short, min(len(short), len(prompts) * config.optimised // 1000))
+    return strings_towards(encoder, normalizer, units, words, config, rng, progress)
+
+
+def strings_towards(
+    encoder: TextEncoder,
+    normalizer: Normalizer,
+    units: Sequence[tuple[Prompt, Prompt]],
+    words: Sequence[str],
+    config: TrainingConfig,
+    rng: random.Random,
+    progress: Progress,
+) -> list[Prompt]:
+    """Strings of `words` towards unsafe prompts and towards their anchors, each with the labels of what it means."""
     found: list[Prompt] = []
-    for first in range(0, len(targets), AT_ONCE):
-        some = targets[first : first + AT_ONCE]
-        anchors = [prompts[p.anchor] for p in some if p.anchor is not None]
-        goals = _features(encoder, normalizer, [p.text for p in [*some, *anchors]])
-        others = goals.roll(len(some), 0)
-        strings = _search(encoder, normalizer, goals, others, words, config, rng)
-        for own, texts in zip([*some, *anchors], strings, strict=True):
-            found += [Prompt(text, own.concepts, own.unknown) for text in texts]
-        progress("optimise", min(first + AT_ONCE, len(targets)), len(targets), {})
+    for first in range(0, len(units), AT_ONCE):
+        some = units[first : first + AT_ONCE]
+        own = [p for side in zip(*some, strict=True) for p in side]
+        goals = vectors(encoder, normalizer, [p.text for p in own])
+        strings = _search(encoder, normalizer, goals, goals.roll(len(some), 0), words, config, rng)
+        for prompt, texts in zip(own, strings, strict=True):
+            found += [Prompt(text, prompt.concepts, prompt.unknown) for text in texts]
+        progress("optimise", min(first + AT_ONCE, len(units)), len(units), {})
     return found
 
 
@@ -73,7 +88,7 @@ def _search(
                 for place in rng.choices(range(len(new)), k=exchanged):
                     new[place] = rng.choice(words)
                 tried.append(new)
-        x = _features(encoder, normalizer, [" ".join(new) for new in tried]).view(count, tries, -1)
+        x = vectors(encoder, normalizer, [" ".join(new) for new in tried]).view(count, tries, -1)
         near = F.cosine_similarity(x, goals[:, None], dim=-1)
         apart = near - F.cosine_similarity(x, others[:, None], dim=-1)
         for i in range(count):
@@ -84,10 +99,3 @@ def _search(
                 if value > best[i]:
                     now[i], best[i] = new, value
     return [sorted(own, key=own.__getitem__, reverse=True)[: config.optimised_kept] for own in found]
-
-
-def _features(encoder: TextEncoder, normalizer: Normalizer, texts: Sequence[str]) -> Tensor:
-    """(N, F), see :meth:`.normalizer.Normalizer.features`."""
-    with torch.no_grad():
-        e = encode_all(encoder, texts)
-        return normalizer.features(e.embeddings, e.mask, e.pooled)

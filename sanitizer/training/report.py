@@ -4,7 +4,6 @@ It goes into the file and on the screen, so that whoever is handed a sanitizer s
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from random import Random
 from typing import NamedTuple
 
@@ -15,17 +14,17 @@ from torch.nn import functional as F
 from ..encoders.base import Encoding, Progress, TextEncoder
 from ..model.report import ConceptReport, Report, SetReport
 from ..model.sanitizer import EmbeddingSanitizer, Sanitized
-from ..prompts.concepts import KINDS, Concept
+from ..prompts.concepts import Concept
 from ..prompts.generator import Prompt, PromptGenerator
 from ..prompts.languages import Language
 from ..prompts.templates import Templates, insert
 from .config import TrainingConfig
 from .dataset import EncodedDataset, batch_size
-from .optimised import optimised_prompts
+from .optimised import strings_towards
 from .probes import Probe, area_under_curve, true_positive_rate
 
 FALSE_POSITIVE_RATE = 0.01
-SEVERAL = "several phrases"
+SEVERAL, AMONG = "several phrases", "among {} words"
 FEWEST_OF_SET = 8
 """Phrases of a concept in each of the further sets; a training that has not so many to spend leaves the sets out."""
 
@@ -167,20 +166,21 @@ def _kinds(
     concepts: Sequence[Concept], generator: PromptGenerator, share: float, config: TrainingConfig
 ) -> dict[str, Prompts]:
     """Held-out phrases as people write them: several together, and one among many harmless words."""
-    bare, found = generator.config, {}
-    among = replace(bare, in_context=1.0, context_words=(config.report_words,) * 2)
-    for name, how in ((SEVERAL, replace(bare, several=1.0, mixed=0.0)), (f"among {config.report_words} words", among)):
-        generator.config = how
-        unsafe, harmless = [], []
+    found = {}
+    ways = {
+        SEVERAL: generator.config.together(),
+        AMONG.format(config.report_words): generator.config.among(config.report_words),
+    }
+    for name, way in ways.items():
+        own, unsafe, harmless = generator.writing(way), [], []
         for concept in concepts:
-            own = [pair for pair in concept.pairs if pair.held_out and pair.kind in KINDS]
-            generator.rng.shuffle(own)
-            for pair in own[: round(config.report_set * share)]:
-                target, safe = generator.unit(concept, pair)
+            pairs = [pair for pair in concept.pairs if pair.held_out]
+            generator.rng.shuffle(pairs)
+            for pair in pairs[: round(config.report_set * share)]:
+                target, safe = own.unit(concept, pair)
                 unsafe.append((concept.name, target.text))
                 harmless.append(safe)
         found[name] = unsafe, harmless
-    generator.config = bare
     return found
 
 
@@ -195,16 +195,12 @@ def _optimised(
     progress: Progress,
 ) -> dict[str, Prompts]:
     """Strings of harmless words towards some of the goals, which are unsafe prompts and their counterfactuals."""
-    if not config.optimised:
-        return {}
     pairs = list(zip(*goals, strict=True))
     generator.rng.shuffle(pairs)
-    units: list[Prompt] = []
-    for (concept, text), safe in pairs[: max(2, round(config.report_optimised * share))]:
-        units += [Prompt(text, (concept,), anchor=len(units) + 1), Prompt(safe)]
-    every = replace(config, optimised=1000, optimised_longest=10_000)
-    normalizer = sanitizer.normalizer.to("cpu")
-    strings = optimised_prompts(encoder, normalizer, units, generator.words, every, seed + 1, progress)
+    some = pairs[: max(2, round(config.report_optimised * share))]
+    units = [(Prompt(text, (concept,)), Prompt(safe)) for (concept, text), safe in some]
+    rng, normalizer = Random(f"{seed}-report"), sanitizer.normalizer.to("cpu")
+    strings = strings_towards(encoder, normalizer, units, generator.words, config, rng, progress)
     unsafe = [(own.concepts[0], own.text) for own in strings if own.concepts]
     return {"optimised strings": (unsafe, [own.text for own in strings if not own.concepts])}
 

@@ -9,7 +9,6 @@ from sanitizer.prompts.concepts import FOLDER, Pair, any_word, available, load_c
 from sanitizer.prompts.generator import training_prompts
 from sanitizer.prompts.languages import LANGUAGES, SPACELESS, load_language, load_languages, with_languages
 from sanitizer.prompts.templates import load_templates
-from sanitizer.training.config import TrainingConfig
 from sanitizer.training.dataset import measure
 from sanitizer.training.fit import fit
 from sanitizer.training.known_languages import known_languages
@@ -128,12 +127,12 @@ def test_an_encoder_knows_the_language_in_which_unsafe_phrases_are_alike(toy, ti
     unknown = replace(known, code="yy", pairs={"redness": pairs})
     concept, encoder = parse_custom_concept("redness\ncrimson -> green"), tiny_encoder()
     normalizer = measure([encoder.encode(["a crimson house", "a green thing", "stone number1"])])
-    found = known_languages(encoder, normalizer, [known, unknown], [concept], TrainingConfig(), seed=0)
+    found = known_languages(encoder, normalizer, [known, unknown], [concept], phrases=60, seed=0)
     assert found["xx"] > 0.9 > 0.75 > found["yy"]
 
 
 def test_the_header_says_how_well_each_language_is_told_apart(tiny_encoder):
-    sanitizer, _ = fit(tiny_encoder(), load_concepts(["nudity"]), examples=150, steps=20)
+    sanitizer, _ = fit(tiny_encoder(), load_concepts(["nudity"]), examples=2000, steps=20)
     found = sanitizer.header.training["languages"]
     assert list(found) == TEN and all(0 <= value <= 1 for value in found.values())
     sanitizer, _ = fit(tiny_encoder(), load_concepts(["nudity"]), examples=150, steps=20, languages=[])

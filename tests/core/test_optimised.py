@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from sanitizer.prompts.concepts import load_concepts
 from sanitizer.prompts.generator import PromptGenerator, training_prompts
 from sanitizer.training.config import TrainingConfig
 from sanitizer.training.dataset import EncodedDataset, Labels, Spans, measure_encoder
@@ -87,3 +88,10 @@ def test_it_can_be_switched_off(tiny_encoder, tiny_concept, small_templates):
 def test_the_words_are_harmless_ones(tiny_concept, small_templates):
     words = PromptGenerator([tiny_concept], small_templates, 0).words
     assert words and not {"crimson", "scarlet", "ruby"} & set(words)
+
+
+def test_the_report_of_a_training_tries_them(tiny_encoder):
+    config = replace(TrainingConfig(), report_phrases=40, report_harmless=80)
+    _, report = fit(tiny_encoder(), load_concepts(["nudity"]), examples=1200, steps=30, languages=[], config=config)
+    [own] = [own for own in report.sets if own.name == "optimised strings"]
+    assert own.unsafe + own.harmless > 0

@@ -76,6 +76,17 @@ def test_the_budget_is_kept(tiny_encoder, tiny_concept):
     assert encoder.prompts < 2.5 * SMALL["examples"], "calibration and report are paid out of a share of the budget"
 
 
+def test_a_small_training_spends_nothing_on_what_languages_the_encoder_knows(tiny_encoder):
+    spent = []
+    for languages in (None, []):
+        encoder = tiny_encoder()
+        sanitizer, _ = fit(encoder, load_concepts(["nudity"]), languages=languages, **SMALL)
+        assert sanitizer.header.training["languages"] == {}
+        spent.append(encoder.prompts)
+    # Harmless text of the languages stands in the place of other harmless text.
+    assert abs(spent[0] - spent[1]) <= 10
+
+
 @pytest.mark.parametrize(("kwargs", "words"), [({"examples": 10}, "Examples"), ({"steps": 1}, "Steps")])
 def test_a_budget_that_cannot_work_is_refused(tiny_encoder, tiny_concept, kwargs, words):
     with pytest.raises(SanitizerError, match=words):
