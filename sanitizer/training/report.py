@@ -24,7 +24,7 @@ from .optimised import strings_towards
 from .probes import Probe, area_under_curve, true_positive_rate
 
 FALSE_POSITIVE_RATE = 0.01
-SEVERAL, AMONG = "several phrases", "among {} words"
+SEVERAL = "several phrases"
 FEWEST_OF_SET = 8
 """Phrases of a concept in each of the further sets; a training that has not so many to spend leaves the sets out."""
 
@@ -169,7 +169,7 @@ def _kinds(
     found = {}
     ways = {
         SEVERAL: generator.config.together(),
-        AMONG.format(config.report_words): generator.config.among(config.report_words),
+        f"among {config.report_words} words": generator.config.among(config.report_words),
     }
     for name, way in ways.items():
         own, unsafe, harmless = generator.writing(way), [], []
