@@ -37,7 +37,7 @@ HELD_OUT, OBFUSCATED, SCRAMBLED = "held_out", "obfuscated", "scrambled"
 SEVERAL, DILUTED, LANGUAGES = "several", "diluted", "languages"
 DILUTED_WORDS = 50
 """Harmless words among which a phrase stands in a diluted prompt."""
-BENIGN, HARD_NEGATIVES = "held_out_benign", "held_out_hard_negatives"
+BENIGN, HARD_NEGATIVES, TOPICS = "held_out_benign", "held_out_hard_negatives", "held_out_topics"
 PROBE_PAIRS, PROBE_BENIGN = "probe_pairs", "probe_benign"
 PROBE_SEED = 7919
 """Added to the seed, so that no probe sees the very prompts that the methods are tuned on."""
@@ -255,12 +255,15 @@ def bundled_sets(concept: str, examples: int, limit: int | None, seed: int) -> l
     ]
     if foreign:
         sets.append(_paired(LANGUAGES, "Other languages", "explicit", concept, foreign, source, tongues))
-    if generator.hard:
-        own = PromptGenerator([chosen], templates, seed, split="held_out")
-        hard = [own.hard_negative() for _ in range(min(limit, 2 * len(own.hard)))] if own.hard else []
-        if hard:
-            title = "Held-out hard negatives"
-            sets.append(PromptSet(HARD_NEGATIVES, title, "borderline", hard, concept, source=source))
+    own = PromptGenerator([chosen], templates, seed, split="held_out")
+    hard = [own.hard_negative() for _ in range(min(limit, 2 * len(own.hard)))]
+    topics = [own.topic() for _ in range(min(limit, 4 * len(own.topics)))]
+    for name, title, prompts in (
+        (HARD_NEGATIVES, "Held-out hard negatives", hard),
+        (TOPICS, "Held-out talk about the concept", topics),
+    ):
+        if prompts:
+            sets.append(PromptSet(name, title, "borderline", prompts, concept, source=source))
     return sets + probe_sets(chosen, concepts, templates, examples, seed)
 
 

@@ -102,11 +102,11 @@ class Report:
             )
         if self.sets:
             lines.append(
-                f"{'all concepts':18}{'unsafe':>7}{'flagged':>9}{'probe after':>13}{'harmless':>10}{'untouched':>11}"
+                f"{'all concepts':24}{'unsafe':>7}{'flagged':>9}{'probe after':>13}{'harmless':>10}{'untouched':>11}"
             )
         for each in self.sets:
             lines.append(
-                f"{each.name:18}{each.unsafe:7d}{_percent(each.flagged, 9)}{_percent(each.probe_after, 13)}"
+                f"{each.name:24}{each.unsafe:7d}{_percent(each.flagged, 9)}{_percent(each.probe_after, 13)}"
                 f"{each.harmless:10d}{_percent(each.identical, 11)}"
             )
         lines += [
@@ -114,7 +114,7 @@ class Report:
             "Nearness: cosine to the safe counterpart.",
             f"bit-identical: {_percent(self.benign_identical, 0)} of {self.benign} harmless prompts, "
             f"{_percent(self.hard_negatives_identical, 0)} of {self.hard_negatives} look-alikes. "
-            f"{self.examples} training prompts, {self.seconds:.0f} s.",
+            f"{self.examples} training prompts{f', {self.seconds:.0f} s' if self.seconds else ''}.",
         ]
         return "\n".join(lines)
 

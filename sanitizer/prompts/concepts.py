@@ -20,6 +20,8 @@ from ..files import data_folder
 FOLDER = data_folder("concepts")
 TEMPLATES = "templates"
 KINDS = ("adjective", "noun", "action", "detail", "tag", "sentence")
+TOPIC = "topic"
+"""Kind of the hard negatives that talk about a concept, and of the frames they stand in."""
 ARROW = " -> "
 MAX_PHRASE = 300
 
@@ -148,12 +150,12 @@ def load_concept(path: Path) -> Concept:
             for line in group.get(key, []):
                 target, anchor = _split_pair(file, line)
                 pairs.append(Pair(target, anchor, group["anchor"], group["kind"], key == "held_out"))
-        _check_kind(file, group["kind"])
+        _check_kind(file, group["kind"], KINDS)
         _check_phrase(file, group["anchor"])
     phrases: list[Phrase] = []
     for group in data.get("hard_negatives", []):
         file.expect(group, "[[hard_negatives]]", {"kind": str, "phrases": list}, {"held_out": list})
-        _check_kind(file, group["kind"])
+        _check_kind(file, group["kind"], (*KINDS, TOPIC))
         for key in ("phrases", "held_out"):
             phrases += [Phrase(_check_phrase(file, t), group["kind"], key == "held_out") for t in group.get(key, [])]
     _check_unique(file, [pair.target for pair in pairs] + [phrase.text for phrase in phrases])
@@ -226,9 +228,9 @@ def _split_pair(file: _File, line: object) -> tuple[str, str]:
     return _check_phrase(file, target, line), _check_phrase(file, anchor, line)
 
 
-def _check_kind(file: _File, kind: str) -> None:
-    if kind not in KINDS:
-        raise file.fail(f'"{kind}"', f"expected a kind out of {', '.join(KINDS)}, found {kind!r}.")
+def _check_kind(file: _File, kind: str, kinds: Sequence[str]) -> None:
+    if kind not in kinds:
+        raise file.fail(f'"{kind}"', f"expected a kind out of {', '.join(kinds)}, found {kind!r}.")
 
 
 def phrase_problem(text: object) -> str | None:

@@ -5,6 +5,9 @@ in the phrase's place (what the erase net learns to write, and a negative for th
 prompt. Twice the targets in the same number of prompts raise the share of unseen phrases that is found; twice the
 harmless ones did not. The phrases of all concepts take turns, so that a budget smaller than a full round still spreads
 over all of them, and one of a full round or more holds every phrase.
+
+Beside them stand units that are told apart by what they show and not by their format: a poster about a topic, and one
+with a phrase on it.
 """
 
 import random
@@ -13,9 +16,9 @@ from copy import copy
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from .concepts import Concept, Pair, any_word
+from .concepts import TOPIC, Concept, Pair, any_word
 from .obfuscation import obfuscate
-from .templates import Templates, insert
+from .templates import DISPLAY, Templates, insert
 
 Item = TypeVar("Item")
 
@@ -53,11 +56,14 @@ class PromptConfig:
     """Share of units that are words in no order with fragments between, as optimised prompts are."""
     scrambled_negatives: float = 0.1
     """Share of benign prompts that are."""
+    topics: float = 0.15
+    """Units, for each of the others, with a prompt that talks about a concept, and in the same formats one that shows
+    a phrase."""
     filled: float = 0.3
     """Share of harmless prompts that are filled frames; the others are free-standing, which vary more."""
     fewest_filled: int = 200
     """Filled frames among the prompts that thresholds are set on, however few free-standing ones there are."""
-    full_rounds: int = 4
+    full_rounds: int = 3
     """Times that each phrase stands in a full training set."""
     fewest: int = 9000
     """Prompts of a full training set at least."""
@@ -115,9 +121,14 @@ class PromptGenerator:
         self.pairs = [(c, p) for c in concepts for p in c.pairs if p.held_out == held_out]
         self.own = {c.name: [entry for entry in self.pairs if entry[0] is c] for c in concepts}
         self.erased = [entry for entry in self.pairs if not entry[0].context]
-        self.hard = [p for c in concepts for p in c.hard_negatives if p.held_out == held_out]
+        harmless = [p for c in concepts for p in c.hard_negatives if p.held_out == held_out]
+        self.hard = [p for p in harmless if p.kind != TOPIC]
+        self.topics = [p for p in harmless if p.kind == TOPIC]
         if not held_out:
             self.hard = _share(self.hard, split == "calibration")
+            self.topics = _share(self.topics, split == "calibration")
+        # Draws of their own: a topic more leaves every other prompt as it is.
+        self.topic_rng = random.Random(f"{seed}-{split}-topics")
         self.unknown = {c.name: _overlapping(c, concepts) for c in concepts}
         guard_words = [word for c in concepts for word in c.guard_words]
         self.guard = any_word(guard_words) if guard_words else None
@@ -181,6 +192,10 @@ class PromptGenerator:
         if self.rng.random() < self.config.obfuscated_negatives:
             text = obfuscate(text, self.rng)
         return insert(self.in_context(self.filled_frame(phrase.kind)), text)
+
+    def topic(self) -> str:
+        """A harmless prompt that talks about a concept and shows nothing of it."""
+        return insert(self.in_context(self.filled_frame(TOPIC)), self.rng.choice(self.topics).text)
 
     def in_context(self, frame: str) -> str:
         """Now and then set the frame among harmless words: before, after or around it."""
@@ -273,13 +288,23 @@ class PromptGenerator:
 
     def rounds(self) -> Iterator[list[Prompt]]:
         """Units without end, each a list of prompts in which `anchor` counts from the unit's beginning."""
-        rng = self.rng
+        rng, apart = self.rng, self.writing(self.config)
+        apart.rng = self.topic_rng
+        nouns = [(concept, pair) for concept, pair in self.erased if pair.kind == "noun"]
         while True:
             for concept, pairs in _take_turns(self.pairs, rng, self.config.sharing):
                 targets, anchor = self.shared_unit(concept, pairs)
                 hard = bool(self.hard) and rng.random() < self.config.hard_negatives
-                unit = [replace(target, anchor=len(targets)) for target in targets]
-                yield [*unit, Prompt(anchor), Prompt(self.hard_negative() if hard else self.benign())]
+                yield _together(targets, anchor, self.hard_negative() if hard else self.benign())
+                if self.topics and nouns and apart.rng.random() < self.config.topics:
+                    concept, pair = apart.rng.choice(nouns)
+                    targets, anchor = apart.shared_unit(concept, [replace(pair, kind=DISPLAY)])
+                    yield _together(targets, anchor, apart.topic())
+
+
+def _together(targets: Sequence[Prompt], anchor: str, harmless: str) -> list[Prompt]:
+    """A unit of targets that share an anchor prompt, and a harmless prompt."""
+    return [*(replace(target, anchor=len(targets)) for target in targets), Prompt(anchor), Prompt(harmless)]
 
 
 def joined_words(prompts: Sequence[str], count: int, rng: random.Random) -> list[str]:
@@ -295,7 +320,9 @@ def full_size(concepts: Sequence[Concept], config: PromptConfig | None = None) -
     config = config or PromptConfig()
     own = ([p for p in concept.pairs if not p.held_out] for concept in concepts)
     units = [unit for pairs in own for unit in _shared(pairs, config.sharing)]
-    return max(config.fewest, config.full_rounds * sum(len(unit) + 2 for unit in units))
+    topics = any(p.kind == TOPIC for concept in concepts for p in concept.hard_negatives)
+    beside = 3 * config.topics if topics else 0.0
+    return max(config.fewest, round(config.full_rounds * sum(len(unit) + 2 + beside for unit in units)))
 
 
 def training_prompts(

@@ -6,11 +6,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from .concepts import FOLDER, KINDS, TEMPLATES, _File
+from .concepts import FOLDER, KINDS, TEMPLATES, TOPIC, _File
 
 SLOT = re.compile(r"\{(\w+)\}")
 ARTICLE = re.compile(r"\b([Aa])n? (?=(\W*\w))")
 PHRASE = "phrase"
+DISPLAY = "display"
+"""Kind of the frames that show a noun phrase in the formats in which others talk about a topic."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ def load_templates(folder: Path = FOLDER) -> Templates:
         file.expect(data[key], f"[{key}]", {"frames": list, "prompts": list}, {})
     slots = data["slots"]
     for key in ("frames", "held_out_frames"):
-        file.expect(data[key], f"[{key}]", dict.fromkeys(KINDS, list), {})
+        file.expect(data[key], f"[{key}]", dict.fromkeys((*KINDS, TOPIC, DISPLAY), list), {})
         for frames in data[key].values():
             for frame in frames:
                 check_phrase_frame(file, frame, slots)

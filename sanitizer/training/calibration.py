@@ -41,7 +41,7 @@ class Harmless(NamedTuple):
     everyday: Votes
     """Captions and prompts, a quarter of them about the concepts' own topics."""
     borderline: Votes
-    """Hard negatives."""
+    """Hard negatives, and prompts that talk about the concepts."""
     empty: Votes
     """The empty prompt."""
     longer: Votes
@@ -68,7 +68,10 @@ def calibrate(
     count = min(config.calibration_prompts, examples // 5 + 1)
     groups = {
         "everyday": generator.plain(count),
-        "borderline": [generator.hard_negative() for _ in range(count // 4)] if generator.hard else [],
+        "borderline": [
+            *(generator.hard_negative() for _ in range(count // 4 if generator.hard else 0)),
+            *(generator.topic() for _ in range(count // 8 if generator.topics else 0)),
+        ],
         "empty": [""],
         "longer": [text for words in config.long_words for text in generator.long(words, count // config.long_share)],
         "longest": [text for words in config.longest for text in generator.long(words, count // config.long_share)],

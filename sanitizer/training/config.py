@@ -23,9 +23,9 @@ class TrainingConfig:
     """Prompts are encoded in order of length within so many batches, which saves padding."""
     padding_kept: int = 8
     """Padding embeddings kept of a prompt, evenly spaced, the last one among them; each stands for several."""
-    memory: int = 5 * 2**29
+    memory: int = 3 * 2**30
     """Bytes of kept embeddings after which encoding stops; the set so far is used. The full set of all concepts takes
-    2.5 GB at 384 channels."""
+    2.8 GB at 384 channels."""
     statistics_prompts: int = 1024
     """Training prompts among which those are drawn whose embeddings say the mean and deviation of each channel."""
     dead: float = 1e-3
@@ -123,15 +123,17 @@ class TrainingConfig:
     """Pairs of a concept that its discriminant is computed from, at most."""
 
     # Calibration, on harmless prompts that training did not see.
-    false_positives: float = 0.012
+    false_positives: float = 0.011
     """Share of the calibration's everyday prompts that may be touched, all concepts together. A quarter of them are
-    about the concepts' own topics, chosen to be hard: of captions and everyday prompts it is below 0.5 %."""
+    about the concepts' own topics, chosen to be hard: of captions it is about .5 %. At .012 OVERT's sexual_content is
+    touched in 16.5 % and not in 14.5 (`minilm`, seven concepts), and as many prompts with several phrases are flagged."""
     borderline: float = 0.15
-    """The same of its hard negatives."""
-    long_false_positives: float = 0.03
+    """The same of its hard negatives and of its prompts that talk about a concept."""
+    long_false_positives: float = 0.05
     """The same of texts of several of the everyday prompts, of each of which a quarter is about a concept's own topics:
-    of captions one behind the other it is about 1 %. At .02 a fifth fewer single phrases of violence are flagged; at
-    .05 twice as many long texts are touched, and 1 to 3 % more stay flagged among harmless words (`minilm`)."""
+    of captions one behind the other it is about half of that. At .03, .04, .05 and .06 several unseen phrases of nudity
+    are flagged in 94, 95, 95 and 95 %, single ones in 55, 58, 62 and 62 %; of captions .2, .3, .4 and .4 % are touched
+    (`minilm`, seven concepts, the others at their limits)."""
     long_words: tuple[int, ...] = (15, 25, 50, 100)
     """Words of these texts."""
     longest: tuple[int, ...] = (200, 300)

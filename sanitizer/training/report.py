@@ -181,7 +181,8 @@ def _kinds(
                 unsafe.append((concept.name, target.text))
                 harmless.append(safe)
         found[name] = unsafe, harmless
-    return found
+    topics = 2 * round(config.report_set * share) if generator.topics else 0
+    return found | {"talk about the concepts": ([], [generator.topic() for _ in range(topics)])}
 
 
 def _optimised(

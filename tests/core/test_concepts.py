@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from sanitizer.errors import SanitizerError
-from sanitizer.prompts.concepts import FOLDER, available, load_concept, load_concepts, parse_custom_concept
+from sanitizer.prompts.concepts import FOLDER, TOPIC, available, load_concept, load_concepts, parse_custom_concept
 from sanitizer.prompts.generator import PromptConfig, PromptGenerator, full_size, training_prompts
 from sanitizer.prompts.obfuscation import OBFUSCATIONS
 from sanitizer.prompts.templates import fix_articles, insert, load_templates
@@ -132,7 +132,7 @@ def test_prefixes_cover_all_phrases_and_are_deterministic():
     assert len(first) == phrases and all(u.concepts == ("self_harm",) or len(u.concepts) == 2 for u in first)
 
 
-PLAIN = PromptConfig(obfuscated=0.0, scrambled=0.0, several=0.0, in_context=0.0)
+PLAIN = PromptConfig(obfuscated=0.0, scrambled=0.0, several=0.0, in_context=0.0, topics=0.0)
 """Every phrase as it is."""
 
 
@@ -185,6 +185,28 @@ def test_further_phrases_stand_beside_the_first_and_their_anchors_in_its_anchor_
             counts[len(found)] += 1
             mixed += len(prompt.concepts) == 2
     assert set(counts) == {2, 3, 4, 5} and 0 < mixed < 100
+
+
+def test_talk_about_a_concept_is_told_from_what_shows_it_in_the_same_formats():
+    """And it has draws of its own: with it, every other prompt is as without."""
+    concepts, templates = load_concepts(["violence"]), load_templates()
+    topics = [p.text for p in concepts[0].hard_negatives if p.kind == TOPIC and not p.held_out]
+    nouns = [p.target for p in concepts[0].pairs if p.kind == "noun" and not p.held_out]
+    config = replace(PLAIN, obfuscated_negatives=0.0)
+    with_topics = replace(config, topics=0.5)
+    without, both = (
+        training_prompts(concepts, templates, count, 0, own) for own, count in ((config, 900), (with_topics, 1500))
+    )
+    apart = [p for p in both if p.text not in {p.text for p in without}]
+    talk = [p for p in apart if any(topic in p.text for topic in topics)]
+    shown = [p for p in apart if p.anchor is not None and any(noun in p.text for noun in nouns)]
+    assert {p.text for p in without} <= {p.text for p in both} and len(talk) > 50 and len(shown) > 50
+    assert not any(p.concepts for p in talk) and all(p.concepts == ("violence",) for p in shown)
+    held_out, calibration = (PromptGenerator(concepts, templates, 0, split) for split in ("held_out", "calibration"))
+    trained = set(PromptGenerator(concepts, templates, 0).topics)
+    for own in (held_out, calibration):
+        assert own.topics and not set(own.topics) & trained
+    assert not set(templates.frames[TOPIC]) & set(templates.held_out_frames[TOPIC])
 
 
 def test_concepts_take_turns():
