@@ -126,7 +126,7 @@ class TrainingConfig:
     false_positives: float = 0.011
     """Share of the calibration's everyday prompts that may be touched, all concepts together. A quarter of them are
     about the concepts' own topics, chosen to be hard: of captions it is about .5 %. At .012 OVERT's sexual_content is
-    touched in 16.5 % and not in 14.5 (`minilm`, seven concepts), and as many prompts with several phrases are flagged."""
+    touched in 16.5 % and not in 14.5 (`minilm`, seven concepts), and no more prompts of several phrases are flagged."""
     borderline: float = 0.15
     """The same of its hard negatives and of its prompts that talk about a concept."""
     long_false_positives: float = 0.05

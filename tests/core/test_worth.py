@@ -80,7 +80,9 @@ def test_a_share_of_many_phrases_is_believed_more_than_one_of_few():
     assert judge(header(), ["nudity"]).rank < judge(header(nudity=(300, 0.5, 0.0)), ["nudity"]).rank
 
 
-@pytest.mark.parametrize(("name", "weak"), [("minilm", set()), ("minilm-causal", {"harassment"})])
+@pytest.mark.parametrize(
+    ("name", "weak"), [("minilm", {"illegal_activity", "shocking"}), ("minilm-causal", {"harassment"})]
+)
 def test_the_shipped_files_are_good_but_for_what_the_model_card_says(name, weak):
     info = read_info(WEIGHTS_FOLDER / f"{name}.safetensors")
     for concept in info.erasable:

@@ -79,3 +79,30 @@ def test_both_nodes_agree(kind, pack, loaded, run):
     assert torch.equal(through[0][0], cond)
     if extras["pooled_output"] is not None:
         assert torch.equal(through[0][1]["pooled_output"], extras["pooled_output"])
+
+
+@pytest.mark.parametrize("kind", ["sd15", "sdxl"], indirect=True)
+def test_gradients_reach_the_token_embeddings_outside_inference_mode(kind, pack):
+    """So an attack can search for strings against ComfyUI's own CLIPs: along the gradient at a token's
+    embedding, which the encoder takes as it takes textual inversion, the prompt comes nearer to its goal. Its layers
+    add in place, which autograd allows in a context of its own alone."""
+    _, clip = kind
+    mutable = torch.autograd.graph.allow_mutation_on_saved_tensors
+    with torch.inference_mode(False), torch.enable_grad(), mutable():
+        tokens = clip.tokenize("a red boat")
+        name, [rows] = next(iter(tokens.items()))
+        [[goal, _]] = clip.encode_from_tokens_scheduled(clip.tokenize("a blue tree"))
+        goal = goal.detach().clone()
+        transformer = getattr(clip.cond_stage_model, f"clip_{name}").transformer
+        place = 2
+        own = transformer.get_input_embeddings().weight[rows[place][0]].detach().float().clone().requires_grad_()
+
+        def distance(embedding):
+            given = {**tokens, name: [[*rows[:place], (embedding, 1.0), *rows[place + 1 :]]]}
+            return (clip.cond_stage_model.encode_token_weights(given)[0].float() - goal).square().sum()
+
+        before = distance(own)
+        [gradient] = torch.autograd.grad(before, own)
+        assert gradient.isfinite().all() and gradient.norm() > 0
+        after = distance((own - 1e-3 * gradient / gradient.norm() * own.norm()).detach())
+    assert after < before
