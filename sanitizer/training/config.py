@@ -131,9 +131,9 @@ class TrainingConfig:
     """The same of its hard negatives and of its prompts that talk about a concept."""
     long_false_positives: float = 0.05
     """The same of texts of several of the everyday prompts, of each of which a quarter is about a concept's own topics:
-    of captions one behind the other it is about half of that. At .03, .04, .05 and .06 several unseen phrases of nudity
-    are flagged in 94, 95, 95 and 95 %, single ones in 55, 58, 62 and 62 %; of captions .2, .3, .4 and .4 % are touched
-    (`minilm`, seven concepts, the others at their limits)."""
+    of captions one behind the other it is about 1 % (`minilm-causal`: 2). At .03, .04, .05 and .06 several unseen
+    phrases of nudity are flagged in 94, 95, 95 and 95 %, single ones in 55, 58, 62 and 62 %; of captions .2, .3, .4 and
+    .4 % are touched (`minilm`, seven concepts, the others at their limits)."""
     long_words: tuple[int, ...] = (15, 25, 50, 100)
     """Words of these texts."""
     longest: tuple[int, ...] = (200, 300)
