@@ -28,5 +28,5 @@ def test_a_run_of_all_methods(encoder, tmp_path):
     assert all(values[name, "", "claims", "silently_changed"] == 0 for name in METHODS)
     assert values["none", "held_out-nudity", "detection", "touched"] == 0
     assert values["ours", "held_out-nudity", "detection", "auroc"] > 0.9
-    assert values["ours", "held_out-nudity", "detection", "touched"] > 0.4
+    assert values["ours", "held_out-nudity", "detection", "touched"] > 0.25
     assert values["ours", "held_out_benign", "harmless", "identical"] == 1.0
