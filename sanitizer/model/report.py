@@ -71,7 +71,7 @@ class Report:
     examples: int = 0
     """Training prompts."""
     seconds: float = 0.0
-    """Encoding, training and calibration."""
+    """Encoding, training and calibration; 0 where it is not known."""
     sets: list[SetReport] = field(default_factory=list)
     """Prompts as users write them; none in files of format 3 and before."""
 

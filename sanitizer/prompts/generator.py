@@ -288,7 +288,7 @@ class PromptGenerator:
 
     def rounds(self) -> Iterator[list[Prompt]]:
         """Units without end, each a list of prompts in which `anchor` counts from the unit's beginning."""
-        rng, apart = self.rng, self.writing(self.config)
+        rng, apart = self.rng, copy(self)
         apart.rng = self.topic_rng
         nouns = [(concept, pair) for concept, pair in self.erased if pair.kind == "noun"]
         while True:

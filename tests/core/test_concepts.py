@@ -197,10 +197,11 @@ def test_talk_about_a_concept_is_told_from_what_shows_it_in_the_same_formats():
     without, both = (
         training_prompts(concepts, templates, count, 0, own) for own, count in ((config, 900), (with_topics, 1500))
     )
-    apart = [p for p in both if p.text not in {p.text for p in without}]
+    others = {p.text for p in without}
+    apart = [p for p in both if p.text not in others]
     talk = [p for p in apart if any(topic in p.text for topic in topics)]
     shown = [p for p in apart if p.anchor is not None and any(noun in p.text for noun in nouns)]
-    assert {p.text for p in without} <= {p.text for p in both} and len(talk) > 50 and len(shown) > 50
+    assert others <= {p.text for p in both} and len(talk) > 50 and len(shown) > 50
     assert not any(p.concepts for p in talk) and all(p.concepts == ("violence",) for p in shown)
     held_out, calibration = (PromptGenerator(concepts, templates, 0, split) for split in ("held_out", "calibration"))
     trained = set(PromptGenerator(concepts, templates, 0).topics)
