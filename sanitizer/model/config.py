@@ -87,8 +87,10 @@ class SanitizerConfig:
     written."""
     heads: int = 4
     """Attention heads of both networks."""
-    score_width: int = 96
-    """Width of the score net; 96 to 192 detect about equally well, and cost grows with it."""
+    score_width: int = 192
+    """Width of the score net. With 96 it underfits a full set of seven concepts on `minilm`: at the same limits of
+    false positives 95 and not 96 % of several unseen phrases of nudity are flagged, 91 and not 93 % of violence's, and
+    .4 and not .2 % of captions are touched, 15 and not 9 % of OVERT's sexual_content."""
     erase_width: int = 192
     """Width of the erase net."""
     erase_blocks: int = 2

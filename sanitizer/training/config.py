@@ -123,17 +123,17 @@ class TrainingConfig:
     """Pairs of a concept that its discriminant is computed from, at most."""
 
     # Calibration, on harmless prompts that training did not see.
-    false_positives: float = 0.011
+    false_positives: float = 0.014
     """Share of the calibration's everyday prompts that may be touched, all concepts together. A quarter of them are
-    about the concepts' own topics, chosen to be hard: of captions it is about .5 %. At .012 OVERT's sexual_content is
-    touched in 16.5 % and not in 14.5 (`minilm`, seven concepts), and no more prompts of several phrases are flagged."""
+    about the concepts' own topics, chosen to be hard: of captions it is about .4 %. Of several unseen phrases, at .011,
+    .013 and .016 (:attr:`long_false_positives` .05, .06, .08): 96, 96 and 97 % of nudity's are flagged on `minilm`, 92,
+    93 and 93 % on `minilm-causal`; of captions .2, .2, .4 and .4, .4, .5 % are touched, of OVERT's sexual_content 9,
+    10, 15 and 2, 4, 4 % (seven concepts, one seed)."""
     borderline: float = 0.15
     """The same of its hard negatives and of its prompts that talk about a concept."""
-    long_false_positives: float = 0.05
-    """The same of texts of several of the everyday prompts, of each of which a quarter is about a concept's own topics:
-    of captions one behind the other it is about 1 % (`minilm-causal`: 2). At .03, .04, .05 and .06 several unseen
-    phrases of nudity are flagged in 94, 95, 95 and 95 %, single ones in 55, 58, 62 and 62 %; of captions .2, .3, .4 and
-    .4 % are touched (`minilm`, seven concepts, the others at their limits)."""
+    long_false_positives: float = 0.07
+    """The same of texts of several of the everyday prompts, of each of which a quarter is about a concept's own topics;
+    see :attr:`false_positives`, with which it was chosen."""
     long_words: tuple[int, ...] = (15, 25, 50, 100)
     """Words of these texts."""
     longest: tuple[int, ...] = (200, 300)

@@ -403,4 +403,4 @@ def test_size_for_768_channels():
     concepts = tuple(ConceptSpec(str(i)) for i in range(8))
     config = SanitizerConfig(concepts, width=768, pooled_width=768, gated=True)
     size = sum(t.numel() * t.element_size() for t in EmbeddingSanitizer(config).state_dict().values())
-    assert size < 8_000_000, size
+    assert size < 9_000_000, size

@@ -80,12 +80,8 @@ def test_a_share_of_many_phrases_is_believed_more_than_one_of_few():
     assert judge(header(), ["nudity"]).rank < judge(header(nudity=(300, 0.5, 0.0)), ["nudity"]).rank
 
 
-@pytest.mark.parametrize(
-    ("name", "weak"), [("minilm", {"illegal_activity", "shocking"}), ("minilm-causal", {"harassment"})]
-)
-def test_the_shipped_files_are_good_but_for_what_the_model_card_says(name, weak):
+@pytest.mark.parametrize("name", ["minilm", "minilm-causal"])
+def test_the_shipped_files_are_good(name):
     info = read_info(WEIGHTS_FOLDER / f"{name}.safetensors")
     for concept in info.erasable:
-        assert judge(info.header, [concept]).level == (WEAK if concept in weak else GOOD), concept
-    card = (WEIGHTS_FOLDER / "README.md").read_text(encoding="utf-8")
-    assert all(f"weak for {concept}" in card for concept in weak)
+        assert judge(info.header, [concept]).level == GOOD, concept
