@@ -6,6 +6,7 @@ from .adapter import folders
 from .load_sanitizer import LoadSanitizer
 from .sanitize_clip import SanitizeCLIP
 from .sanitize_conditioning import SanitizeConditioning
+from .sanitize_model import SanitizeModel
 from .sanitizer_report import SanitizerReport
 from .token_score_preview import TokenScorePreview
 from .train_sanitizer import TrainSanitizer
@@ -15,4 +16,12 @@ class SanitizerExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         # Not in on_load, which ComfyUI 0.3.64 does not call; the schemas below list this folder.
         folders.register()
-        return [LoadSanitizer, TrainSanitizer, SanitizeConditioning, SanitizeCLIP, TokenScorePreview, SanitizerReport]
+        return [
+            LoadSanitizer,
+            TrainSanitizer,
+            SanitizeConditioning,
+            SanitizeCLIP,
+            SanitizeModel,
+            TokenScorePreview,
+            SanitizerReport,
+        ]

@@ -12,7 +12,7 @@ from .adapter import folders
 from .adapter.clip import ComfyTextEncoder
 from .adapter.handle import LoadedSanitizer, SanitizerSocket
 from .adapter.training import Plan, choose_examples, train
-from .adapter.ui import CATEGORY, Progress, ui
+from .adapter.ui import CATEGORY, Progress, found_as, ui
 
 AUTO = "auto"
 
@@ -24,6 +24,7 @@ class LoadSanitizer(io.ComfyNode):
             node_id="ESLoadSanitizer",
             display_name="Load Sanitizer",
             category=CATEGORY,
+            **found_as("nsfw filter", "safety model", "load safety"),
             description="Loads a sanitizer. With 'auto' it takes the one that was trained on the connected CLIP, or "
             "trains it on first use, which takes a few minutes once, and keeps it in models/sanitizers.",
             inputs=[

@@ -1,7 +1,8 @@
 """Sanitize CLIP: everything that is encoded with it comes out sanitized."""
 
 import logging
-from typing import Any
+from collections import deque
+from typing import Any, NamedTuple
 
 import torch
 from comfy_api.latest import io
@@ -9,19 +10,23 @@ from torch import Tensor
 
 from ..sanitizer.errors import SanitizerError
 from ..sanitizer.model.config import readable
-from .adapter.clip_rewrite import PromptReEncoder
+from ..sanitizer.model.sanitizer import Sanitized
+from .adapter.clip_rewrite import PromptReader, PromptReEncoder
 from .adapter.conditioning import parts
 from .adapter.handle import LoadedSanitizer, SanitizerSocket
 from .adapter.identity import EncoderCheck, refuse_merging
 from .adapter.keys import RECORD
 from .adapter.tokens import has_text, row_tokens, without_weights_of
-from .adapter.ui import CATEGORY, STRENGTH, THRESHOLD, ui
+from .adapter.ui import CATEGORY, STRENGTH, THRESHOLD, found_as, send, status_line, ui
 
 REWRITE, RE_ENCODE = "rewrite", "re-encode"
+KEPT = 8
+"""Prompts that the node tells of, the last ones."""
+SHOWN = 60
+"""Characters of a prompt with which the node names it."""
 NO_TEXT = (
-    "Sanitize CLIP: this prompt cannot be re-encoded, for its text cannot be told from its tokens (embeddings, images, "
-    "different texts for several text encoders), or its padding is masked and not zero. It was sanitized as in mode "
-    "rewrite."
+    "Rewritten instead of re-encoded: its text cannot be told from its tokens (embeddings, images, different texts for "
+    "several text encoders), or its padding is masked and not zero."
 )
 
 
@@ -35,14 +40,19 @@ class SanitizedTextModel:
     The place of the text model, because a CLIP's own methods are lost when another node clones it.
     """
 
-    def __init__(self, clip, sanitizer: LoadedSanitizer, strength: float, threshold: float, mode: str) -> None:
+    def __init__(
+        self, clip, sanitizer: LoadedSanitizer, strength: float, threshold: float, mode: str, node_id: str | None
+    ) -> None:
         self.unsanitized = clip.cond_stage_model
         self._clip = clip
         self._sanitizer = sanitizer
         self._strength = strength
         self._threshold = threshold
+        self._node_id = node_id
+        self._said: deque[dict] = deque(maxlen=KEPT)
         self._check = EncoderCheck(clip)
-        self._re_encode = PromptReEncoder(clip, sanitizer) if mode == RE_ENCODE else None
+        self._read = PromptReader(clip, sanitizer)
+        self._re_encode = PromptReEncoder(clip, sanitizer, self._read) if mode == RE_ENCODE else None
 
     def __getattr__(self, name: str) -> Any:
         # A copy asks for names before it has any attribute.
@@ -62,19 +72,12 @@ class SanitizedTextModel:
         Raises SanitizerError where the text model is no longer the one that this was made for."""
         self._check()
         entry = self._entry(token_weight_pairs)
-        done = self._re_encoded(token_weight_pairs, entry)
-        if done is None:
-            [(cond, extras)], summary = self._sanitizer.sanitize_all(
-                [entry], self._strength, self._threshold, self._unweighted(token_weight_pairs)
-            )
-            tokens = row_tokens(self._clip, token_weight_pairs, cond.shape[1])
-            if self._re_encode and summary.flagged:
-                logging.warning(NO_TEXT)
-        else:
-            cond, extras, tokens = done
+        done = self._re_encoded(token_weight_pairs, entry) or self._rewritten(token_weight_pairs, entry)
+        cond, extras = done.entry
         pooled = extras.pop("pooled_output")
-        if has_text(tokens):
-            extras[RECORD] = {"tokens": tokens}
+        if has_text(done.tokens):
+            extras[RECORD] = {"tokens": done.tokens}
+        self._say(done)
         return cond, pooled, extras
 
     def _entry(self, tokens: dict) -> list:
@@ -82,13 +85,29 @@ class SanitizedTextModel:
         out = self.unsanitized.encode_token_weights(tokens)
         return [out[0], {"pooled_output": out[1], **(out[2] if len(out) > 2 else {})}]
 
+    def _rewritten(self, tokens: dict, entry: list) -> "_Done":
+        first = parts(entry)[0]
+        known = self._read(tokens, first, weighted=False)
+        scores = [self._unweighted(tokens), None if known is None else known.read.scores]
+        also = [found for found in scores if found is not None]
+        [written], summary = self._sanitizer.sanitize_all(
+            [entry], self._strength, self._threshold, torch.stack(also).amax(dim=0) if also else None
+        )
+        line = status_line(summary, self._sanitizer, self._strength, self._threshold)
+        if self._re_encode and summary.flagged:
+            logging.warning("Sanitize CLIP: %s", NO_TEXT)
+            line["text"] += f" {NO_TEXT}"
+        text = None if known is None else known.prompt.text
+        read = known.read.texts.get(0) if known is not None and summary.flagged else None
+        return _Done(written, row_tokens(self._clip, tokens, written[0].shape[1]), line, text, read)
+
     def _unweighted(self, tokens: dict) -> Tensor | None:
         """(B, K) prompt scores of the same prompt with all weights 1, None where they are. A weight below 1 makes an
         unsafe phrase fainter in the score, but does not take it out of the picture."""
         plain = without_weights_of(tokens)
         return None if plain is None else self._sanitizer.score(parts(self._entry(plain))[0]).prompt
 
-    def _re_encoded(self, tokens: dict, entry: list) -> tuple[Tensor, dict, list[str]] | None:
+    def _re_encoded(self, tokens: dict, entry: list) -> "_Done | None":
         """None in mode rewrite, and where the prompt's text, or the place of all of it, is not known."""
         if self._re_encode is None:
             return None
@@ -101,13 +120,48 @@ class SanitizedTextModel:
         done = self._re_encode(tokens, found[0], self._strength, self._threshold)
         if done is None:
             return None
-        part, strings = done
-        cond, extras = part.embeddings, entry[1].copy()
-        if mask is not None and part.embeddings is not entry[0] and part.mask is not None:
+        part, out = done.part, done.result
+        extras = entry[1].copy()
+        changed = part.embeddings is not entry[0]
+        if changed and mask is not None and part.mask is not None:
             extras["attention_mask"] = part.mask.to(mask.device, mask.dtype)
-        if part.embeddings is not entry[0] and part.pooled is not None:
+        if changed and part.pooled is not None:
             extras["pooled_output"] = part.pooled
-        return cond, extras, strings
+        written = [part.embeddings, extras]
+        if changed:
+            self._sanitizer.remember(written, self._strength, self._threshold)
+        rows = torch.full(part.embeddings.shape[:2], changed)
+        result = Sanitized(part.embeddings, part.pooled, out.scores, out.flagged, out.fired, rows)
+        did = f"re-encoded as “{_short(out.prompts[0])}”" + (", and erased what remained," if bool(out.left[0]) else "")
+        line = status_line(
+            self._sanitizer.summary(result, self._threshold), self._sanitizer, self._strength, self._threshold, did
+        )
+        return _Done(written, done.tokens, line, done.prompt, done.read if bool(out.flagged[0]) else None)
+
+    def _say(self, done: "_Done") -> None:
+        """Shows on the node, beside what was said of the prompts before, what was done with this one."""
+        named = "A prompt" if done.text is None else f"“{_short(done.text)}”"
+        if done.read is not None:
+            named += f", read as “{_short(done.read)}”"
+        self._said.append(done.line | {"text": f"{named}: {done.line['text']}"})
+        send(self._node_id, *self._said, sanitizer=self._sanitizer)
+
+
+class _Done(NamedTuple):
+    """A prompt that was encoded."""
+
+    entry: list
+    tokens: list[str]
+    line: dict
+    text: str | None
+    """None where it is not known."""
+    read: str | None
+    """What it was read as, where it is in disguise and was flagged."""
+
+
+def _short(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= SHOWN else text[: SHOWN - 1] + "…"
 
 
 class SanitizeCLIP(io.ComfyNode):
@@ -117,6 +171,7 @@ class SanitizeCLIP(io.ComfyNode):
             node_id="ESSanitizeCLIP",
             display_name="Sanitize CLIP",
             category=CATEGORY,
+            **found_as("nsfw filter", "safe clip", "safe prompt", "safety checker"),
             description="A CLIP whose every encoding is sanitized, whatever text encode node is used. Use it for the "
             "positive prompt and keep the plain CLIP for the negative one.",
             inputs=[
@@ -131,7 +186,7 @@ class SanitizeCLIP(io.ComfyNode):
                     optional=True,
                     tooltip="'rewrite' writes the embedding anew and is fast. 're-encode' replaces the words at fault "
                     "by safe ones, encodes the prompt again and erases what remains: it comes nearer to the safe "
-                    "prompt and reads words in disguise, such as n4k3d, but takes several times as long.",
+                    "prompt, but takes several times as long.",
                 ),
             ],
             outputs=[
@@ -141,6 +196,7 @@ class SanitizeCLIP(io.ComfyNode):
                     tooltip="Connect it to the text encode node of the positive prompt.",
                 )
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -150,7 +206,9 @@ class SanitizeCLIP(io.ComfyNode):
         sanitizer.check_clip(clip, "Sanitize CLIP")
         sanitized = clip.clone()
         refuse_merging(sanitized.patcher)
-        sanitized.cond_stage_model = SanitizedTextModel(clip, sanitizer, strength, threshold, mode)
+        sanitized.cond_stage_model = SanitizedTextModel(
+            clip, sanitizer, strength, threshold, mode, cls.hidden.unique_id
+        )
         names = ", ".join(readable(name) for name in sanitizer.concepts)
         how = ", by re-encoding" if mode == RE_ENCODE else ""
         line = f"Erases {names} from whatever is encoded with this CLIP{how}."

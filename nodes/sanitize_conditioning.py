@@ -3,7 +3,7 @@
 from comfy_api.latest import io
 
 from .adapter.handle import LoadedSanitizer, SanitizerSocket
-from .adapter.ui import CATEGORY, STRENGTH, THRESHOLD, status_line, ui
+from .adapter.ui import CATEGORY, STRENGTH, THRESHOLD, found_as, status_line, ui
 
 
 class SanitizeConditioning(io.ComfyNode):
@@ -13,6 +13,7 @@ class SanitizeConditioning(io.ComfyNode):
             node_id="ESSanitizeConditioning",
             display_name="Sanitize Conditioning",
             category=CATEGORY,
+            **found_as("nsfw filter", "safe prompt", "censor", "safety checker"),
             description="Replaces unsafe concepts in an encoded prompt by their safe counterparts. A prompt without "
             "them passes through unchanged, so the picture stays the very same.",
             inputs=[
@@ -33,4 +34,6 @@ class SanitizeConditioning(io.ComfyNode):
     @classmethod
     def execute(cls, conditioning, sanitizer: LoadedSanitizer, strength: float, threshold: float) -> io.NodeOutput:
         sanitized, summary = sanitizer.sanitize_all(conditioning, strength, threshold)
-        return io.NodeOutput(sanitized, ui=ui(status_line(summary, strength, threshold), sanitizer=sanitizer))
+        return io.NodeOutput(
+            sanitized, ui=ui(status_line(summary, sanitizer, strength, threshold), sanitizer=sanitizer)
+        )

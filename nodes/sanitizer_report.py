@@ -13,7 +13,7 @@ from ..sanitizer.prompts.templates import load_templates
 from ..sanitizer.render.audit import render_audit
 from .adapter.clip import ComfyTextEncoder
 from .adapter.handle import LoadedSanitizer, SanitizerSocket
-from .adapter.ui import CATEGORY, Progress, as_image, ui
+from .adapter.ui import CATEGORY, Progress, as_image, found_as, ui
 
 
 class SanitizerReport(io.ComfyNode):
@@ -23,6 +23,7 @@ class SanitizerReport(io.ComfyNode):
             node_id="ESSanitizerReport",
             display_name="Sanitizer Report",
             category=CATEGORY,
+            **found_as("evaluate nsfw filter", "attack", "red team"),
             description="Measures a sanitizer on the connected CLIP: phrases that training did not see, their "
             "obfuscated spellings, harmless prompts, and a small attack that knows the sanitizer. No prompt is shown.",
             inputs=[

@@ -15,7 +15,7 @@ from .adapter.conditioning import Part, entries, parts
 from .adapter.handle import LoadedSanitizer, SanitizerSocket
 from .adapter.keys import RECORD
 from .adapter.tokens import has_text, rebuild, row_tokens, spans, without_weights
-from .adapter.ui import CATEGORY, as_image, ui
+from .adapter.ui import CATEGORY, as_image, found_as, ui
 
 SHOWN = 8
 """Prompts of a conditioning with many entries that are shown; all of them are scored."""
@@ -28,6 +28,7 @@ class TokenScorePreview(io.ComfyNode):
             node_id="ESTokenScorePreview",
             display_name="Token Score Preview",
             category=CATEGORY,
+            **found_as("nsfw score", "prompt heat map", "which word"),
             description="Colours the words of the prompt by their scores. Put it between the text encode node and the "
             "sampler; the conditioning passes through unchanged.",
             inputs=[
@@ -100,6 +101,7 @@ class _Prompt:
     def __init__(self, sanitizer: LoadedSanitizer, result: Sanitized, index: int, text: str, tokens, offsets) -> None:
         names = sanitizer.names
         self.text, self.tokens, self.names, self.erasable = text, tokens, names, sanitizer.concepts
+        self.unchosen = [name for name in sanitizer.erasable if name not in sanitizer.concepts]
         self.token_scores = result.scores.tokens[index].cpu()
         self.prompt_scores = dict(zip(names, result.scores.prompt[index].tolist(), strict=True))
         self.flagged = bool(result.flagged[index])
@@ -113,6 +115,12 @@ class _Prompt:
     def score(self) -> float:
         """Highest prompt score of a concept that the sanitizer is to erase."""
         return max(self.prompt_scores[name] for name in self.erasable)
+
+    @property
+    def others(self) -> str:
+        """Concepts that reach the threshold and are not among the chosen ones, with their scores."""
+        scores = self.prompt_scores
+        return ", ".join(f"{readable(name)} {scores[name]:.2f}" for name in self.unchosen if scores[name] >= THRESHOLD)
 
     def record(self) -> dict:
         """For the JSON output."""
@@ -135,7 +143,7 @@ class _Prompt:
         """For the front end, which frames the words that `framed` names and decides nothing itself."""
         return {
             "flagged": self.flagged,
-            "state": "found" if self.flagged or any(self.framed) else "harmless",
+            "state": "found" if self.flagged or any(self.framed) or self.others else "harmless",
             "text": self.verdict(),
             "fired": self.fired,
             "erasable": list(self.erasable),
@@ -147,23 +155,28 @@ class _Prompt:
         }
 
     def verdict(self) -> str:
-        """One sentence; "harmless" only where no word is framed."""
+        """One or two sentences; "harmless" only where no word is framed and no other concept reaches the threshold."""
+        said = []
         if self.flagged:
             found = ", ".join(f"{readable(name)} {self.prompt_scores[name]:.2f}" for name in self.fired)
-            return f"Found {found}."
-        if any(self.framed):
+            said.append(f"Found {found}.")
+        elif any(self.framed):
             word = max(self.words, key=lambda word: word.score(self.erasable))
-            return (
+            said.append(
                 f"Below the threshold as a whole (highest score {self.score:.2f}), but a word reaches "
                 f"{word.score(self.erasable):.2f}."
             )
-        return f"Harmless, highest score {self.score:.2f}."
+        if self.others:
+            said.append(f"Not among the chosen concepts: {self.others}.")
+        return " ".join(said) or f"Harmless, highest score {self.score:.2f}."
 
 
 def _words(entry: list, part: Part, clip, text: str | None) -> tuple[str, list[str], list[tuple[int, int]]]:
     """Text, token of each row and its span in the text; where no words are known, the rows' numbers stand for them."""
     rows = part.embeddings.shape[1]
     if clip is not None and text is not None:
+        if not text.strip():
+            return "", [""] * rows, [(0, 0)] * rows
         tokens = row_tokens(clip, clip.tokenize(text), rows)
         if has_text(tokens):
             text = without_weights(text)

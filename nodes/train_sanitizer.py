@@ -10,7 +10,7 @@ from .adapter import folders
 from .adapter.clip import ComfyTextEncoder
 from .adapter.handle import LoadedSanitizer, SanitizerSocket
 from .adapter.training import Curve, choose_examples, settings_hash, train
-from .adapter.ui import CATEGORY, Progress, table, ui
+from .adapter.ui import CATEGORY, Progress, found_as, table, ui
 
 NONE = "none"
 
@@ -22,6 +22,7 @@ class TrainSanitizer(io.ComfyNode):
             node_id="ESTrainSanitizer",
             display_name="Train Sanitizer",
             category=CATEGORY,
+            **found_as("train nsfw filter", "train safety", "custom concept"),
             description="Trains a sanitizer on exactly what the connected CLIP puts out, clip-skip and LoRA included. "
             "With the same inputs the saved file is loaded instead.",
             inputs=[

@@ -1,18 +1,21 @@
 // Shows on each node what it did: the status line, the coloured words, the loss curve.
 // A DOM widget, because it works in both of ComfyUI's renderers. Text goes in by textContent only: prompts are
 // untrusted input.
+import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 
+// What a node shows before it has run, and the least height of its panel in pixels. The panel scrolls and the node keeps
+// its size, so that it never covers the next one.
 const NODES = {
-  ESLoadSanitizer: "Run to load the sanitizer.",
-  ESTrainSanitizer: "Run to train. The loss curve and the figures appear here.",
-  ESSanitizeConditioning: "Run to see what was changed.",
-  ESSanitizeCLIP: "Run to prepare the CLIP.",
-  ESTokenScorePreview: "Run to see the words coloured by score.",
-  ESSanitizerReport: "Run to measure the sanitizer and to attack it.",
+  ESLoadSanitizer: ["Run to load the sanitizer.", 60],
+  ESTrainSanitizer: ["Run to train. The loss curve and the figures appear here.", 240],
+  ESSanitizeConditioning: ["Run to see what was changed.", 60],
+  ESSanitizeCLIP: ["Run to prepare the CLIP.", 90],
+  ESSanitizeModel: ["Run to guard the model.", 90],
+  ESTokenScorePreview: ["Run to see the words coloured by score.", 160],
+  ESSanitizerReport: ["Run to measure the sanitizer and to attack it.", 240],
 };
 const UI_KEY = "embedding_sanitizer";
-const MAX_HEIGHT = 420;
 const SVG = "http://www.w3.org/2000/svg";
 const LINE_COLOURS = ["#56b4e9", "#e69f00", "#cc79a7", "#009e73"];
 
@@ -28,6 +31,7 @@ const STYLE = `
 .es-word { padding: 1px 4px; border-radius: 4px; margin-right: 3px; }
 .es-over { outline: 2px solid #fff; outline-offset: -1px; font-weight: 600; }
 .es-concept { color: #b8b8c0; }
+.es-block > summary { color: #b8b8c0; cursor: pointer; }
 .es-scale { position: relative; display: flex; height: 10px; margin: 2px 0 16px; border-radius: 3px; }
 .es-scale > i { flex: 1; }
 .es-scale > b { position: absolute; top: -2px; width: 2px; height: 14px; background: #fff; }
@@ -82,9 +86,14 @@ function wordSpan(word, score, framed, message) {
   const step = Math.round(Math.min(1, Math.max(0, score)) * (message.scale.length - 1));
   [span.style.background, span.style.color] = message.scale[step];
   if (framed) span.classList.add("es-over");
-  const numbers = Object.entries(word.scores).map(([name, value]) => `${readable(name)} ${value.toFixed(2)}`);
+  const ordered = Object.entries(word.scores).sort(([, a], [, b]) => b - a);
+  const numbers = ordered.map(([name, value]) => `${readable(name)} ${value.toFixed(2)}`);
   span.title = `${word.text}\n${numbers.join("\n")}`;
   return span;
+}
+
+function strongest(prompt, word) {
+  return prompt.erasable.reduce((best, name) => (word.scores[name] > word.scores[best] ? name : best));
 }
 
 function wordRow(prompt, concept, message) {
@@ -94,7 +103,7 @@ function wordRow(prompt, concept, message) {
     row.append(element("span", "es-concept", `${readable(concept)} ${score}: `));
   }
   for (const word of prompt.words) {
-    const score = concept ? word.scores[concept] : Math.max(0, ...prompt.erasable.map((name) => word.scores[name]));
+    const score = word.scores[concept ?? strongest(prompt, word)];
     const framed = concept ? word.framed.includes(concept) : word.framed.length > 0;
     row.append(wordSpan(word, score, framed, message), " ");
   }
@@ -106,8 +115,14 @@ function scoredWords(message) {
   for (const prompt of message.prompts) {
     const block = element("div", "es-block");
     block.append(element("div", `es-line es-${prompt.state}`, prompt.text));
-    // One row per concept that fires; a harmless prompt, and one of a single concept, needs no more than one row.
-    for (const concept of prompt.fired.length ? prompt.fired : [null]) block.append(wordRow(prompt, concept, message));
+    // Once, each word in the colour of its strongest concept; a row per concept on demand.
+    block.append(wordRow(prompt, null, message));
+    if (prompt.fired.length > 1) {
+      const more = element("details", "es-block");
+      more.append(element("summary", "", "by concept"));
+      more.append(...prompt.fired.map((concept) => wordRow(prompt, concept, message)));
+      block.append(more);
+    }
     blocks.push(block);
   }
   if (message.more) blocks.push(element("div", "es-line", `and ${message.more} more prompts in this conditioning`));
@@ -174,51 +189,87 @@ function report(message) {
 
 const RENDERERS = { status: statusLine, words: scoredWords, training, report };
 
-function addPanel(node, hint) {
+function addPanel(node, hint, height) {
   const panel = element("div", "es-panel");
   panel.append(element("div", "es-line", hint));
   // The wheel scrolls a long panel and zooms the canvas otherwise.
   panel.addEventListener("wheel", (event) => {
     if (panel.scrollHeight > panel.clientHeight) event.stopPropagation();
   });
-  let wanted = 40;
   const widget = node.addDOMWidget(UI_KEY, UI_KEY, panel, {
     serialize: false,
     hideOnZoom: false,
-    getMinHeight: () => wanted,
+    getMinHeight: () => height,
   });
   widget.serialize = false;
-  return (messages) => {
-    panel.replaceChildren(...messages.flatMap((message) => RENDERERS[message.kind]?.(message) ?? []));
-    // Measured after layout, which the Vue renderer does in its own time.
-    requestAnimationFrame(() => {
-      const height = [...panel.children].reduce((sum, child) => sum + child.offsetHeight + 8, 12);
-      wanted = Math.min(MAX_HEIGHT, Math.max(40, height));
-      const needed = node.computeSize();
-      node.setSize([Math.max(node.size[0], needed[0]), Math.max(node.size[1], needed[1])]);
-      app.canvas?.setDirty(true, true);
-    });
-  };
+  return (messages) => panel.replaceChildren(...messages.flatMap((message) => RENDERERS[message.kind]?.(message) ?? []));
+}
+
+// A node that was saved smaller than its sliders and its panel need.
+function grow(node) {
+  const needed = node.computeSize();
+  if (node.size[0] < needed[0] || node.size[1] < needed[1]) {
+    node.setSize([Math.max(node.size[0], needed[0]), Math.max(node.size[1], needed[1])]);
+  }
+}
+
+// What a node said last, kept for as long as the browser's tab is open, so that it survives F5. null: nothing is kept, as
+// where the storage is full or forbidden.
+function kept(node, messages) {
+  const key = `${UI_KEY} ${node.graph?.id} ${node.type} ${node.id}`;
+  try {
+    if (messages) sessionStorage.setItem(key, JSON.stringify(messages));
+    return node.graph?.id ? JSON.parse(sessionStorage.getItem(key)) : null;
+  } catch {
+    return null;
+  }
+}
+
+function show(node, messages) {
+  node.showSanitizerMessages(messages);
+  kept(node, messages);
+}
+
+// An id such as "12:5" is of node 5 in the subgraph of node 12.
+function findNode(id) {
+  const path = String(id).split(":").map(Number);
+  const last = path.pop();
+  const graph = path.reduce((inner, step) => inner?.getNodeById(step)?.subgraph, app.rootGraph ?? app.graph);
+  return graph?.getNodeById(last);
 }
 
 app.registerExtension({
   name: "embedding_sanitizer.panels",
   init() {
     document.head.append(element("style", "", STYLE));
+    // What a node says while another one runs: Sanitize Model, of the sampling behind it.
+    api.addEventListener(UI_KEY, ({ detail }) => {
+      const node = findNode(detail.node);
+      if (node?.showSanitizerMessages) show(node, detail.output[UI_KEY]);
+    });
   },
   beforeRegisterNodeDef(nodeType, nodeData) {
-    const hint = NODES[nodeData.name];
+    const [hint, height] = NODES[nodeData.name] ?? [];
     if (!hint) return;
-    const created = nodeType.prototype.onNodeCreated;
+    const { onNodeCreated, onConfigure, onExecuted } = nodeType.prototype;
     nodeType.prototype.onNodeCreated = function (...args) {
-      const result = created?.apply(this, args);
-      this.showSanitizerMessages = addPanel(this, hint);
+      const result = onNodeCreated?.apply(this, args);
+      this.showSanitizerMessages = addPanel(this, hint, height);
+      requestAnimationFrame(() => grow(this));
       return result;
     };
-    const executed = nodeType.prototype.onExecuted;
+    nodeType.prototype.onConfigure = function (...args) {
+      const result = onConfigure?.apply(this, args);
+      requestAnimationFrame(() => {
+        grow(this);
+        const messages = kept(this);
+        if (messages) this.showSanitizerMessages(messages);
+      });
+      return result;
+    };
     nodeType.prototype.onExecuted = function (output, ...rest) {
-      const result = executed?.call(this, output, ...rest);
-      if (Array.isArray(output?.[UI_KEY])) this.showSanitizerMessages(output[UI_KEY]);
+      const result = onExecuted?.call(this, output, ...rest);
+      if (Array.isArray(output?.[UI_KEY])) show(this, output[UI_KEY]);
       return result;
     };
   },

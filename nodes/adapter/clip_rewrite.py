@@ -15,7 +15,7 @@ from ...sanitizer.encoders.base import Encoding
 from ...sanitizer.model.sanitizer import EmbeddingSanitizer
 from ...sanitizer.prompts.concepts import load_concepts
 from ...sanitizer.prompts.templates import load_templates
-from ...sanitizer.text.deobfuscate import Deobfuscator, deobfuscated
+from ...sanitizer.text.deobfuscate import Deobfuscated, Deobfuscator, deobfuscated
 from ...sanitizer.text.replacements import Replacements
 from ...sanitizer.text.rewrite import ReEncoded, ReEncoder
 from .clip import ComfyTextEncoder
@@ -155,31 +155,65 @@ def replacements_of(sanitizer: LoadedSanitizer) -> Replacements:
     return own[sanitizer.concepts]
 
 
-class PromptReEncoder:
-    """Re-encodes what a text model encodes. Raises SanitizerError for a concept whose pairs are not known."""
+class Reading(NamedTuple):
+    """A prompt whose text is known."""
+
+    prompt: Prompt
+    tokens: list[str]
+    """Of each row of the encoding."""
+    encoding: Encoding
+    encoder: ComfyTextEncoder
+    """The text model itself."""
+    read: Deobfuscated
+    """The prompt as a person reads it, words in disguise undone."""
+
+
+class PromptReader:
+    """Reads what a text model encodes. Raises ComfyUI's interrupt exception."""
 
     def __init__(self, clip, sanitizer: LoadedSanitizer) -> None:
         self._clip, self._model, self._sanitizer = clip, clip.cond_stage_model, sanitizer
-        self._replacements = replacements_of(sanitizer)
-        self._batches: bool | None = None
+        self.batches: bool | None = None
+        """Whether the text model takes them, None where that is not known yet."""
 
-    def __call__(self, tokens: dict, part: Part, strength: float, threshold: float) -> tuple[Part, list[str]] | None:
-        """Embeddings, mask and pooled vector of a prompt, sanitized, and their tokens; the very part for a harmless
-        prompt. part: what the text model gave for `tokens`.
+    def encoder(self, prompt: Prompt | None = None) -> "_RunningEncoder":
+        """The text model; prompt: with the weights of this one on the words that stayed."""
+        return _RunningEncoder(self._clip, self._model, self.batches, prompt)
 
-        None where the text cannot be told from the tokens. Raises what the sanitizer raises, and ComfyUI's interrupt
-        exception.
-        """
+    def __call__(self, tokens: dict, part: Part, weighted: bool) -> Reading | None:
+        """part: what the text model gave for `tokens`; weighted: whether the reading is encoded with the prompt's
+        weights or with all weights 1. None where the text cannot be told from the tokens."""
         prompt = prompt_of(self._clip, tokens) if part.embeddings.shape[0] == 1 else None
         if prompt is None:
             return None
         embeddings, found = part.embeddings, row_tokens(self._clip, tokens, part.embeddings.shape[1])
         mask = embeddings.new_ones(embeddings.shape[:2]).bool() if part.mask is None else part.mask
         encoding = Encoding(embeddings, mask, part.pooled, [found], [spans(prompt.text, found)])
-        encoder = _RunningEncoder(self._clip, self._model, self._batches, prompt)
+        encoder = self.encoder(prompt if weighted else None)
+        read = deobfuscated(encoder, self._sanitizer.model, _deobfuscator(), [prompt.text], encoding)
+        self.batches = encoder.batches
+        return Reading(prompt, found, encoding, encoder, read)
+
+
+class PromptReEncoder:
+    """Re-encodes what a text model encodes. Raises SanitizerError for a concept whose pairs are not known."""
+
+    def __init__(self, clip, sanitizer: LoadedSanitizer, reader: PromptReader) -> None:
+        self._clip, self._sanitizer, self._reader = clip, sanitizer, reader
+        self._replacements = replacements_of(sanitizer)
+
+    def __call__(self, tokens: dict, part: Part, strength: float, threshold: float) -> "Done | None":
+        """A prompt, sanitized; the very part for a harmless one. part: what the text model gave for `tokens`.
+
+        None where the text cannot be told from the tokens. Raises what the sanitizer raises, and ComfyUI's interrupt
+        exception.
+        """
+        known = self._reader(tokens, part, weighted=True)
+        if known is None:
+            return None
+        prompt, found, encoding, encoder, reading = known
         model, replacements = self._sanitizer.model, self._replacements
-        reading = deobfuscated(encoder, model, _deobfuscator(), [prompt.text], encoding)
-        plain = _RunningEncoder(self._clip, self._model, self._batches)
+        plain = self._reader.encoder()
         replacements.encoder = plain
         replacements.progress = Progress(None)
         try:
@@ -190,18 +224,20 @@ class PromptReEncoder:
             if any(weight != 1.0 for weight in prompt.weights):
                 out = self._unweighted(plain, out, strength, threshold)
         finally:
-            self._batches = plain.batches if encoder.batches is None else encoder.batches
+            self._reader.batches = plain.batches if encoder.batches is None else encoder.batches
             # What is kept for other nodes must not keep this CLIP.
             replacements.encoder, replacements.progress = None, _quiet
-        if out.embeddings is embeddings:
-            return part, found
+        read = reading.texts.get(0)
+        if out.embeddings is part.embeddings:
+            return Done(part, found, out, prompt.text, read)
         if strength >= 1:
             found = row_tokens(self._clip, encoder.clip.tokenize(out.prompts[0]), out.embeddings.shape[1])
         if part.mask is not None:
-            return Part(part.keys, out.embeddings, out.mask, out.pooled), found
+            return Done(Part(part.keys, out.embeddings, out.mask, out.pooled), found, out, prompt.text, read)
         # Nothing says which embeddings count, so there must be no others.
         length = int(out.mask[0].nonzero().max()) + 1
-        return Part(part.keys, out.embeddings[:, :length], None, out.pooled), found[:length]
+        cut = Part(part.keys, out.embeddings[:, :length], None, out.pooled)
+        return Done(cut, found[:length], out, prompt.text, read)
 
     def _unweighted(self, plain: ComfyTextEncoder, out: ReEncoded, strength: float, threshold: float) -> ReEncoded:
         """What is still unsafe with all weights 1, such as `(…:0.3)`, is erased."""
@@ -212,6 +248,18 @@ class PromptReEncoder:
             concepts=self._sanitizer.concepts, also=model.score(e.embeddings, e.mask, e.pooled).prompt,
         )  # fmt: skip
         return out._replace(embeddings=done.embeddings, pooled=done.pooled)
+
+
+class Done(NamedTuple):
+    """What re-encoding made of a prompt."""
+
+    part: Part
+    tokens: list[str]
+    result: ReEncoded
+    prompt: str
+    """As it was written."""
+    read: str | None
+    """As a person reads it, None where that is no other."""
 
 
 def _quiet(*_) -> None:

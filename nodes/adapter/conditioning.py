@@ -33,6 +33,25 @@ class Summary:
     fired: list[str] = field(default_factory=list)
     highest: float = 0.0
     """Highest prompt score of a chosen concept."""
+    missed: dict[str, float] = field(default_factory=dict)
+    """Highest score of each concept that reaches the calibrated threshold and did not fire: above it the user's
+    threshold is higher, or the concept is not among the chosen ones."""
+    lowered: list[str] = field(default_factory=list)
+    """Context concepts in prompts that fired only because those lower the threshold."""
+    before: int = 0
+    """Entries that a sanitizer had written before, which were left as they are."""
+
+    def add(self, other: "Summary") -> None:
+        self.prompts += other.prompts
+        self.flagged += other.flagged
+        self.rows += other.rows
+        self.changed += other.changed
+        self.fired += [name for name in other.fired if name not in self.fired]
+        self.highest = max(self.highest, other.highest)
+        self.lowered += [name for name in other.lowered if name not in self.lowered]
+        for name, score in other.missed.items():
+            self.missed[name] = max(score, self.missed.get(name, 0.0))
+        self.before += other.before
 
 
 @dataclass(frozen=True)

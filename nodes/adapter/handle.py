@@ -6,6 +6,7 @@ from typing import Any
 
 import comfy.model_management
 import comfy.ops
+import torch
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 from torch import Tensor
@@ -13,11 +14,14 @@ from torch import Tensor
 from ...sanitizer.encoders.base import Fingerprint
 from ...sanitizer.errors import SanitizerError
 from ...sanitizer.model import artifact
+from ...sanitizer.model.config import THRESHOLD as CALIBRATED
+from ...sanitizer.model.gate import margins
 from ...sanitizer.model.quality import Quality, judge, own_lists, require
 from ...sanitizer.model.report import Report
 from ...sanitizer.model.sanitizer import EmbeddingSanitizer, Sanitized, Scores
 from .clip import ComfyTextEncoder
-from .conditioning import Part, Summary, entries, sanitize_entry
+from .conditioning import Part, Summary, entries, parts, sanitize_entry
+from .written import WRITTEN, How
 
 SanitizerSocket = io.Custom("SANITIZER")
 
@@ -132,22 +136,49 @@ class LoadedSanitizer:
         for entry in entries(conditioning):
             copy, results = sanitize_entry(entry, lambda part: self.sanitize(part, strength, threshold, also))
             done.append(copy)
+            own = Summary()
             for result in results:
-                self._count(summary, result)
+                own.add(self.summary(result, threshold))
+            if own.changed:
+                self.remember(copy, strength, threshold)
+            summary.add(own)
         return done, summary
 
-    def _count(self, summary: Summary, result: Sanitized) -> None:
-        summary.prompts += result.flagged.shape[0]
-        summary.flagged += int(result.flagged.sum())
-        summary.rows += result.changed.numel()
-        summary.changed += int(result.changed.sum())
-        fired = result.fired.any(dim=0).tolist()
-        best = result.scores.prompt.amax(dim=0).tolist()
-        for name, hit, score in zip(self.names, fired, best, strict=True):
-            if name in self.concepts:
-                summary.highest = max(summary.highest, score)
-            if hit and name not in summary.fired:
-                summary.fired.append(name)
+    def remember(self, entry: list, strength: float, threshold: float) -> None:
+        """That this entry of a conditioning is what this sanitizer wrote."""
+        for part in parts(entry):
+            WRITTEN.add(part, self._how(strength, threshold))
+
+    def wrote(self, entry: list, strength: float, threshold: float) -> bool:
+        """Whether an entry is, to the last bit, what this sanitizer wrote at least as hard."""
+        return all(WRITTEN.covers(part, self._how(strength, threshold)) for part in parts(entry))
+
+    def _how(self, strength: float, threshold: float) -> How:
+        return How(str(self.path), frozenset(self.concepts), strength, threshold)
+
+    def summary(self, result: Sanitized, threshold: float) -> Summary:
+        prompt = result.scores.prompt
+        config = self.patcher.model.config
+        own = torch.tensor([name in self.concepts for name in self.names], device=prompt.device)
+        missed = (margins(config, prompt) >= 0) & ~result.fired
+        lowered = (result.fired & (prompt < threshold)).any(dim=1)
+        present = {
+            spec.name: lowered & (prompt[:, k] >= CALIBRATED) for k, spec in enumerate(config.concepts) if spec.context
+        }
+        return Summary(
+            prompts=result.flagged.shape[0],
+            flagged=int(result.flagged.sum()),
+            rows=result.changed.numel(),
+            changed=int(result.changed.sum()),
+            fired=[name for name, hit in zip(self.names, result.fired.any(dim=0).tolist(), strict=True) if hit],
+            highest=float(prompt[:, own].max()),
+            missed={
+                name: float(prompt[missed[:, k], k].max())
+                for k, name in enumerate(self.names)
+                if name in self.erasable and bool(missed[:, k].any())
+            },
+            lowered=[name for name, where in present.items() if bool(where.any())],
+        )
 
     def _ready(self) -> EmbeddingSanitizer:
         # In full, because the parts that are no Linear or LayerNorm cannot run from another device.

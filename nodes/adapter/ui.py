@@ -44,12 +44,27 @@ THRESHOLD = {
 }
 
 
+def found_as(*words: str) -> dict[str, list[str]]:
+    """What else people search for when they want a node; an option of its schema that old versions of ComfyUI lack."""
+    known = "search_aliases" in getattr(io.Schema, "__dataclass_fields__", {})
+    return {"search_aliases": list(words)} if known else {}
+
+
 def ui(*messages: dict, sanitizer: "LoadedSanitizer | None" = None) -> dict:
     """UI output of a node, read by web/embedding_sanitizer.js. Whatever it says of a prompt or of the sanitizer that it
     used, it says what there is to warn of in that sanitizer, too."""
     warning = "" if sanitizer is None else _warning(sanitizer)
     weak = sanitizer is not None and sanitizer.quality.level == WEAK
     return {UI_KEY: [_with_warning(message, warning, weak) for message in messages]}
+
+
+def send(node_id: str | None, *messages: dict, sanitizer: "LoadedSanitizer") -> None:
+    """Shows messages on a node while another one runs."""
+    server = getattr(PromptServer, "instance", None)
+    if node_id is None or server is None:
+        return
+    shown = ui(*messages, sanitizer=sanitizer)
+    server.send_sync(UI_KEY, {"node": node_id, "output": shown}, server.client_id)
 
 
 def _warning(sanitizer: "LoadedSanitizer") -> str:
@@ -74,19 +89,45 @@ def _with_warning(message: dict, warning: str, weak: bool) -> dict:
     return changed
 
 
-def status_line(summary: Summary, strength: float, threshold: float) -> dict:
-    """One line: harmless and passed through, or which concepts were found and how many rows were changed."""
+def status_line(
+    summary: Summary, sanitizer: "LoadedSanitizer", strength: float, threshold: float, did: str = ""
+) -> dict:
+    """One line: which concepts were found and what was done, or that the prompt passed through unchanged, and why.
+    "Harmless" only where no concept that the sanitizer knows reaches the calibrated threshold. did: in place of how
+    many rows were changed."""
+    passed = _passed(summary, sanitizer, threshold)
     if not summary.flagged:
-        text = f"Harmless, passed through unchanged (highest score {summary.highest:.2f}, threshold {threshold:.2f})."
-        return {"kind": "status", "state": "harmless", "text": text}
+        said = passed or [f"Harmless (highest score {summary.highest:.2f}, threshold {threshold:.2f})."]
+        text = " ".join([*said, "Passed through unchanged."])
+        return {"kind": "status", "state": "found" if passed else "harmless", "text": text}
     found = ", ".join(readable(name) for name in summary.fired)
     if not summary.changed:
-        text = f"Found {found} (score {summary.highest:.2f}), changed nothing at strength {strength:g}."
-        return {"kind": "status", "state": "found", "text": text}
-    text = f"Erased {found} (score {summary.highest:.2f}): {summary.changed} of {summary.rows} rows changed"
-    if summary.prompts > 1:
-        text += f" in {summary.flagged} of {summary.prompts} prompts"
-    return {"kind": "status", "state": "changed", "text": text + f" at strength {strength:g}."}
+        said = [f"Found {found} (score {summary.highest:.2f}), changed nothing at strength {strength:g}."]
+    else:
+        rows = f"{summary.changed} of {summary.rows} rows changed"
+        if summary.prompts > 1:
+            rows += f" in {summary.flagged} of {summary.prompts} prompts"
+        said = [f"Erased {found} (score {summary.highest:.2f}): {did or rows} at strength {strength:g}."]
+    if summary.lowered:
+        context = ", ".join(readable(name) for name in summary.lowered)
+        said.append(f"Below your threshold, which is lowered for prompts of this context: {context}.")
+    state = "changed" if summary.changed else "found"
+    return {"kind": "status", "state": state, "text": " ".join([*said, *passed])}
+
+
+def _passed(summary: Summary, sanitizer: "LoadedSanitizer", threshold: float) -> list[str]:
+    """What reaches the calibrated threshold and was not erased, and why."""
+
+    def scores(chosen: bool) -> str:
+        return ", ".join(
+            f"{readable(name)} {score:.2f}"
+            for name, score in summary.missed.items()
+            if (name in sanitizer.concepts) is chosen
+        )
+
+    below, unchosen = scores(True), scores(False)
+    said = [f"Below your threshold of {threshold:.2f}: {below}."] if below else []
+    return said + ([f"Not among the chosen concepts: {unchosen}."] if unchosen else [])
 
 
 def table(report: Report) -> dict:

@@ -41,6 +41,10 @@ _SPACED = re.compile(
     r"""(?<![^\s(\["',])[a-z0-9@$!|]([ ._*-])(?:[a-z0-9@$!|]\1)*[a-z0-9@$!|](?=\1?(?:[\s,;:!?)\]"'.]|$))(?!\.\w)""",
     re.I,
 )
+_ESCAPED = re.compile(r"\\([()\[\]{}])")
+_CHOICE = re.compile(r"\{([^{}]*)\}")
+NESTED = 8
+"""Choices within choices that are read."""
 ENDINGS = frozenset("ed en er es est ing ings ies ion ions tion tions ly ry".split())  # noqa: SIM905
 """No words, though some stand in word lists and most are tokens."""
 
@@ -62,6 +66,7 @@ class Deobfuscator:
 
         whole_words: words of this text that the encoder knows as one token; they are ordinary words, and left alone.
         """
+        text = without_markup(text)
         plain = plain_letters(text)
         whole = frozenset(word.lower() for word in whole_words)
         strict = _Pass(self.vocabulary, whole, loose=False)
@@ -82,6 +87,17 @@ class Deobfuscator:
             if reading.lower().split() != text.lower().split():
                 found[place] = reading
         return found
+
+
+def without_markup(text: str) -> str:
+    r"""Escaped brackets as brackets, and `{a|b}`, of which a front end would have taken one, as "a, b"."""
+
+    def alternatives(found: re.Match) -> str:
+        return ", ".join(part.strip() for part in found[1].split("|")) if "|" in found[1] else found[0]
+
+    for _ in range(NESTED):
+        text = _CHOICE.sub(alternatives, text)
+    return _ESCAPED.sub(r"\1", text)
 
 
 def whole_words(text: str, tokens: Sequence[str], offsets: Sequence[tuple[int, int]]) -> set[str]:

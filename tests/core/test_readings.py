@@ -10,7 +10,7 @@ import pytest
 from sanitizer.prompts.concepts import load_concepts
 from sanitizer.prompts.obfuscation import OBFUSCATIONS
 from sanitizer.prompts.templates import load_templates
-from sanitizer.text.deobfuscate import Deobfuscator, whole_words
+from sanitizer.text.deobfuscate import Deobfuscator, whole_words, without_markup
 
 PACK = Path(__file__).resolve().parents[2]
 PHRASES = ["a naked woman on a beach", "two naked men", "naked breasts", "a bloody corpse", "photo of a naked man"]
@@ -102,6 +102,26 @@ ENOUGH = {"leet": 0.9, "symbols": 0.55, "accents": 0.8, "typo": 0.5, "joined": 0
 two words stays, and a star may be several letters."""
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (r"snakebite \(piercing\), portrait", "snakebite (piercing), portrait"),
+        ("a {red|green} boat", "a red, green boat"),
+        ("a {big {red|green}|small} boat", "a big red, green, small boat"),
+        ("a {red} boat {", "a {red} boat {"),
+        ("a { red | n4k3d } woman", "a red, naked woman"),
+    ],
+)
+def test_markup_is_read_as_it_is_meant(reader, text, expected):
+    assert reader.read(text) == expected
+
+
+def test_markup_without_end_is_left_as_it_is():
+    for text in ("{" * 20_000, "|" * 20_000, "{|" * 10_000, "{a|b" * 5000):
+        assert without_markup(text) == text
+    assert without_markup("{a|b" * 5000 + "}" * 5000).startswith("{a|b{a|b")
+
+
 @pytest.mark.parametrize("name", OBFUSCATIONS)
 def test_round_trips(reader, name):
     rng = random.Random(0)
@@ -174,7 +194,7 @@ def test_long_texts_are_read_to_their_end():
 import random
 from sanitizer.prompts.concepts import load_concepts
 from sanitizer.prompts.templates import load_templates
-from sanitizer.text.deobfuscate import Deobfuscator
+from sanitizer.text.deobfuscate import Deobfuscator, without_markup
 
 reader, rng = Deobfuscator.from_concepts(load_concepts(), load_templates()), random.Random(0)
 pieces = ["a", "a b ", "a.", "a-", "a*b", "qwpo", "a_b", "@", "!a", "\u0430b", "n1", "\u00e4", "\u200b", "x\u0301"]

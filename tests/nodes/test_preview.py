@@ -138,7 +138,8 @@ def test_only_chosen_concepts_are_framed(run, node, loaded, clip, pack, encoded)
     sanitizer = loaded(width=own.width, pooled=0, fingerprint=own, concepts=["violence"])
     [prompt] = shown(run(node, sanitizer=sanitizer, conditioning=encoded("a boat"), clip=clip, text="a boat"))
     assert prompt["words"][0]["scores"]["nudity"] > 0.9
-    assert prompt["state"] == "harmless" and not any(word["framed"] for word in prompt["words"])
+    assert prompt["text"].startswith("Not among the chosen concepts: nudity")
+    assert not prompt["fired"] and not any(word["framed"] for word in prompt["words"])
 
 
 def test_text_for_a_controlnet_is_scored_too(run, node, trained, encoded):
@@ -155,3 +156,11 @@ def test_the_front_end_frames_what_the_message_says():
     [framing] = [line for line in source.splitlines() if '"es-over"' in line]
     assert framing.strip().startswith("if (framed)")
     assert ">= message.threshold" not in source
+
+
+@pytest.mark.parametrize("text", ["", "  \n"])
+def test_an_empty_prompt_has_no_words(run, node, trained, encoded, clip, text):
+    out = run(node, sanitizer=trained, conditioning=encoded(text), clip=clip, text=text)
+    [prompt] = shown(out)
+    assert prompt["words"] == [] and prompt["text"].startswith("Harmless")
+    assert out.args[1].shape[0] == 1 and out.args[1].shape[3] == 3

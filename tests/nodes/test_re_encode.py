@@ -101,7 +101,7 @@ def test_a_disguised_word_is_read(run, node, clip, sanitizer, monkeypatch, texts
     reader = pack("sanitizer.text.deobfuscate").Deobfuscator(["a", "dress"] * 9, [WORD])
     monkeypatch.setattr(texts, "_deobfuscator", lambda: reader)
     raw, _ = encoded(clip, "a cr1ms0n dress")
-    assert torch.equal(sanitized(run, node, clip, own, "a cr1ms0n dress", mode="rewrite")[0], raw)
+    assert not torch.equal(sanitized(run, node, clip, own, "a cr1ms0n dress", mode="rewrite")[0], raw)
     cond, extras = sanitized(run, node, clip, own, "a cr1ms0n dress")
     assert not torch.equal(cond, raw)
     assert "dress" in extras["embedding_sanitizer"]["tokens"]
@@ -131,7 +131,7 @@ def test_an_embedding_falls_back_to_rewriting_and_says_so(run, node, clip, sanit
 
     with caplog.at_level(logging.WARNING):
         again = with_vector("re-encode")
-    assert "cannot be re-encoded" in caplog.text
+    assert "Rewritten instead of re-encoded" in caplog.text
     assert torch.equal(again, with_vector("rewrite"))
     assert not torch.equal(again, encoded(clip, "a crimson dress")[0])
 
@@ -227,3 +227,29 @@ def test_weights_stay_on_the_words_that_stay(texts):
         "l": [1, 1, 1, 1, 1.3, 1, 1, 0.7, 1],
         "t5xxl": [1, 1, 1, 1.3, 1, 1, 0.7, 1],
     }
+
+
+@pytest.fixture
+def said(pack, monkeypatch):
+    """What the node says, newest last."""
+    found = []
+    module = pack("nodes.sanitize_clip")
+    monkeypatch.setattr(module, "send", lambda node, *messages, sanitizer: found.append([m["text"] for m in messages]))
+    return found
+
+
+def test_each_prompt_is_told_of(run, node, clip, sanitizer, monkeypatch, texts, pack, said):
+    reader = pack("sanitizer.text.deobfuscate").Deobfuscator(["a", "dress"] * 9, [WORD])
+    monkeypatch.setattr(texts, "_deobfuscator", lambda: reader)
+    for mode, did in (("rewrite", "rows changed at strength 1"), ("re-encode", "re-encoded as “a dress”")):
+        safe = run(node, clip=clip, sanitizer=sanitizer(), strength=1.0, threshold=0.5, mode=mode).args[0]
+        for prompt in ("a fox", "a crimson dress", "a cr1ms0n dress", "a fox " * 40):
+            encoded(safe, prompt)
+        fox, dress, disguised, long = said[-1]
+        assert fox.startswith("“a fox”: Harmless")
+        assert dress.startswith("“a crimson dress”: Erased redness") and did in dress
+        assert "“a cr1ms0n dress”, read as “a crimson dress”: Erased redness" in disguised
+        assert long.startswith("“" + "a fox " * 9) and long.index("…") == 60
+        assert len(said[-1]) == 4 and len(said[-2]) == 3
+    encoded(safe, {"l": clip.tokenize("a crimson dress")["l"] + clip.tokenize("a fox")["l"]})
+    assert said[-1][-1].startswith("A prompt: Erased redness") and "Rewritten instead of re-encoded" in said[-1][-1]

@@ -59,3 +59,17 @@ def test_a_flagged_prompt_is_encoded_again(kind, pack, loaded, run):
         calm = run(node, strength=1.0, **{**inputs, "threshold": 1.0}).args[0]
         [[cond, _]] = calm.encode_from_tokens_scheduled(clip.tokenize(PROMPTS[1]))
         assert torch.equal(cond, raw)
+
+
+def test_a_disguised_word_is_read_whatever_its_weight(kind, pack, loaded):
+    _, clip = kind
+    fingerprint = pack("nodes.adapter.clip").ComfyTextEncoder(clip).fingerprint
+    sanitizer = loaded(width=fingerprint.width, pooled=fingerprint.pooled_width, fingerprint=fingerprint)
+    reader = pack("nodes.adapter.clip_rewrite").PromptReader(clip, sanitizer)
+    tokens = clip.tokenize("a painting of a (n4k3d:0.3) man")
+    with torch.inference_mode():
+        [entry] = clip.encode_from_tokens_scheduled(tokens)
+        [part] = pack("nodes.adapter.conditioning").parts(entry)
+        known = reader(tokens, part, weighted=False)
+    assert known.read.texts == {0: "a painting of a naked man"}
+    assert known.read.scores.shape == (1, 2)

@@ -1,6 +1,7 @@
 """Sanitize Conditioning and Sanitize CLIP on tensors: what changes, and above all what does not."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -98,12 +99,51 @@ def test_threshold_decides(run, node, loaded):
         status(run(node, conditioning=conditioning(), sanitizer=sanitizer, strength=1.0, threshold=value))["state"]
         for value in (0.5, 0.9)
     ]
-    assert states == ["changed", "harmless"]
+    assert states == ["changed", "found"]
 
 
 def test_only_the_chosen_concepts(run, node, loaded):
-    out = run(node, conditioning=conditioning(), sanitizer=loaded(concepts=["violence"]), strength=1.0, threshold=0.5)
-    assert status(out)["state"] == "harmless"
+    given = conditioning()
+    out = run(node, conditioning=given, sanitizer=loaded(concepts=["violence"]), strength=1.0, threshold=0.5)
+    assert out.args[0][0][0] is given[0][0]
+
+
+def test_harmless_is_said_only_of_what_is(run, node, loaded):
+    """logit .8 is a score of .69 for nudity; violence scores next to nothing."""
+
+    def said(threshold=0.5, logit=0.8, concepts=None, strength=1.0):
+        sanitizer = loaded(logit=logit, concepts=concepts)
+        return status(
+            run(node, conditioning=conditioning(), sanitizer=sanitizer, strength=strength, threshold=threshold)
+        )
+
+    assert said(logit=-4.0)["state"] == "harmless"
+    assert said(logit=-4.0)["text"].startswith("Harmless (highest score 0.02, threshold 0.50). Passed through unch")
+    below = said(threshold=0.9)
+    assert below["text"].startswith("Below your threshold of 0.90: nudity 0.69. Passed through unchanged.")
+    assert below["state"] == "found"
+    other = said(concepts=["violence"])
+    assert other["text"].startswith("Not among the chosen concepts: nudity 0.69. Passed through unchanged.")
+    assert other["state"] == "found"
+    assert "changed nothing at strength 0." in said(strength=0.0)["text"]
+
+
+def test_a_threshold_that_the_context_lowers_is_said(run, node, pack, make_sanitizer, models):
+    """The prompt is about young people, so that nudity at .31 fires under a threshold of .5."""
+    model = make_sanitizer(concepts=("nudity", "youth"), logit=-0.8)
+    nudity, youth = model.config.concepts
+    specs = (nudity, replace(youth, context=True, lowers={"nudity": 2.0}))
+    model.config = replace(model.config, concepts=specs)
+    model.vote_bias.fill_(-8.0)
+    model.vote_bias[0] = torch.tensor([-0.8, 4.0])
+    model.token_bias.copy_(model.vote_bias[0])
+    path = models / "context.safetensors"
+    pack("sanitizer.model.artifact").save(model, path)
+    sanitizer = pack("nodes.adapter.handle").LoadedSanitizer.load(path)
+    out = run(node, conditioning=conditioning(), sanitizer=sanitizer, strength=1.0, threshold=0.5)
+    assert status(out)["state"] == "changed"
+    assert "Erased nudity (score 0.31)" in status(out)["text"]
+    assert "lowered for prompts of this context: youth" in status(out)["text"]
 
 
 def test_another_encoder_stops_the_run_and_names_both(run, node, loaded, error):

@@ -15,6 +15,7 @@ SOCKETS = {
     ),
     "ESSanitizeConditioning": (["conditioning", "sanitizer", "strength", "threshold"], ["sanitized"]),
     "ESSanitizeCLIP": (["clip", "sanitizer", "strength", "threshold", "mode"], ["sanitized_clip"]),
+    "ESSanitizeModel": (["model", "sanitizer", "strength", "threshold"], ["safe_model"]),
     "ESTokenScorePreview": (
         ["sanitizer", "conditioning", "clip", "text"],
         ["scored", "heatmap", "scores", "prompt_score", "flagged"],
@@ -82,3 +83,10 @@ def test_choices_are_auto_and_the_safetensors_of_the_folder(pack, models):
     options = getattr(choice, "options", None)
     options = options["options"] if isinstance(options, dict) else options
     assert options == ["auto", "one.safetensors"]
+
+
+def test_people_find_the_nodes_by_other_words(schemas):
+    if "search_aliases" not in getattr(type(schemas["ESLoadSanitizer"]), "__dataclass_fields__", {}):
+        pytest.skip("this ComfyUI has no search aliases")
+    for schema in schemas.values():
+        assert schema.search_aliases, schema.node_id

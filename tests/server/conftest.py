@@ -79,7 +79,7 @@ class Server:
         return details["exception_message"]
 
     def graph(self, text, sanitizer="auto", negative="blurry", values=None, **middle) -> dict:
-        """Checkpoint -> encode -> (nodes of `middle`) -> sample -> picture, "7". "10" ends the positive branch.
+        """Checkpoint -> encode -> (nodes of `middle`) -> sample -> picture, "7". "10" is the node between.
 
         sanitizer: a file for Load Sanitizer, or a node in its place. values: node type -> inputs other than these."""
         values = values or {}
@@ -108,6 +108,10 @@ class Server:
             inputs |= {"clip": ["1", 1]} | middle["clip"]
             found["10"] = {"class_type": "ESSanitizeCLIP", "inputs": inputs}
             found["2"]["inputs"]["clip"] = ["10", 0]
+        if "model" in middle:
+            inputs |= {"model": ["1", 0]} | middle["model"]
+            found["10"] = {"class_type": "ESSanitizeModel", "inputs": inputs}
+            found["5"]["inputs"]["model"] = ["10", 0]
         return found
 
     def pixels(self, outputs: dict, node: str):

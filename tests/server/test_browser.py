@@ -52,6 +52,23 @@ SMALL = """() => {
     if (node.type === "ESTrainSanitizer") node.widgets.find((w) => w.name === "steps").value = 40;
   }
 }"""
+SIZES = """() => (app.graph._nodes ?? app.graph.nodes).filter((node) => node.type.startsWith("ES"))
+  .map((node) => [node.type, ...node.pos, ...node.size])"""
+ON_THE_MODEL_WIRE = """() => {
+  const nodes = app.graph._nodes ?? app.graph.nodes;
+  const find = (type) => nodes.find((node) => node.type === type);
+  const [loader, sampler, source, sanitize] = [
+    find("ESLoadSanitizer"), find("KSampler"), find("CheckpointLoaderSimple"), find("ESSanitizeConditioning"),
+  ];
+  const guard = LiteGraph.createNode("ESSanitizeModel");
+  guard.pos = [sampler.pos[0], sampler.pos[1] - 320];
+  app.graph.add(guard);
+  source.connect(0, guard, 0);
+  loader.connect(0, guard, 1);
+  guard.connect(0, sampler, sampler.inputs.findIndex((input) => input.name === "model"));
+  sanitize.mode = 4;
+}"""
+"""Mode 4 is bypassed."""
 RUN = """async () => {
   window.outcome = null;
   app.api.addEventListener("execution_success", () => (window.outcome = "success"));
@@ -116,6 +133,8 @@ def test_workflow_loads_runs_and_shows_the_words(page, server, workflow):
     )
     assert missing == []
     page.evaluate(SMALL)
+    time.sleep(1)
+    sizes = page.evaluate(SIZES)
     run(page)
     page.wait_for_selector(".es-word")
     words = page.evaluate("[...document.querySelectorAll('.es-word')].map((w) => [w.textContent, w.title])")
@@ -129,7 +148,48 @@ def test_workflow_loads_runs_and_shows_the_words(page, server, workflow):
     page.wait_for_function(
         "[...document.querySelectorAll('.es-panel')].every((panel) => !panel.textContent.startsWith('Run to'))"
     )
+    time.sleep(1)
+    assert page.evaluate(SIZES) == sizes, "a node that grows covers the next one"
     screenshot(page, workflow.stem)
+
+
+def test_what_the_nodes_said_survives_a_reload(page):
+    load(page, WORKFLOWS[0])
+    page.evaluate(SMALL)
+    run(page)
+    page.wait_for_selector(".es-word")
+    said = page.evaluate("[...document.querySelectorAll('.es-panel')].map((panel) => panel.textContent).sort()")
+    page.reload()
+    page.wait_for_function("window.app?.graph && window.app.extensionManager")
+    page.wait_for_selector(".es-word")
+    again = page.evaluate("[...document.querySelectorAll('.es-panel')].map((panel) => panel.textContent).sort()")
+    assert again == said
+
+
+def test_several_concepts_stand_in_one_line_and_apart_on_demand(page):
+    load(page, WORKFLOWS[0])
+    page.evaluate(SMALL)
+    page.evaluate(WRITE, {"PrimitiveStringMultiline": {"value": "a nude woman, a gun fight with bloody corpses"}})
+    run(page)
+    page.wait_for_selector(".es-word")
+    lines = page.locator(".es-words:visible").count()
+    assert lines == 1
+    page.click(".es-panel summary")
+    assert page.locator(".es-words:visible").count() > 2
+    screenshot(page, "several_concepts")
+
+
+def test_sanitize_model_says_what_it_did_in_the_sampling(page, server):
+    """In the first workflow, with the node put on the MODEL wire and the other sanitizing node bypassed."""
+    server.get("/free", {"free_memory": True, "unload_models": True})
+    load(page, WORKFLOWS[0])
+    page.evaluate(SMALL)
+    page.evaluate(ON_THE_MODEL_WIRE)
+    run(page)
+    page.wait_for_function(
+        "[...document.querySelectorAll('.es-panel')].some((panel) => panel.textContent.includes('Last sampling'))"
+    )
+    screenshot(page, "sanitize_model")
 
 
 def test_slider_moves_the_picture_back(page, server):

@@ -72,6 +72,7 @@ class io:
     Custom = staticmethod(_Type)
     Conditioning = _Type("CONDITIONING")
     Clip = _Type("CLIP")
+    Model = _Type("MODEL")
     Image = _Type("IMAGE")
     String = _Type("STRING")
     Float = _Type("FLOAT")
