@@ -41,6 +41,14 @@ _SPACED = re.compile(
     r"""(?<![^\s(\["',])[a-z0-9@$!|]([ ._*-])(?:[a-z0-9@$!|]\1)*[a-z0-9@$!|](?=\1?(?:[\s,;:!?)\]"'.]|$))(?!\.\w)""",
     re.I,
 )
+_DIVIDED = re.compile(
+    r"""[^\W\d_]+(?:(?:\ ?[0-9@$!|*€£])+\ ?[^\W\d_]+){1,5}
+    |(?<![^\W_])[^\W\d_](?:\ ?[._*-]\ ?[^\W\d_](?![^\W_])){2,8}""",
+    re.X,
+)
+"""Letters with digits and signs between them, or single letters with dots, with spaces about them or not: so the tokens
+of CLIP, which divide letters, digits and signs, give n4k3d and n.u.d.e back."""
+_PIECE = re.compile(r"[^\W\d_]+|[^\s]")
 _ESCAPED = re.compile(r"\\([()\[\]{}])")
 _CHOICE = re.compile(r"\{([^{}]*)\}")
 NESTED = 8
@@ -67,12 +75,27 @@ class Deobfuscator:
         whole_words: words of this text that the encoder knows as one token; they are ordinary words, and left alone.
         """
         text = without_markup(text)
-        plain = plain_letters(text)
         whole = frozenset(word.lower() for word in whole_words)
+        joined = _DIVIDED.sub(lambda found: self._joined(found[0]), text)
+        plain = plain_letters(joined)
         strict = _Pass(self.vocabulary, whole, loose=False)
-        if text == strict.read(plain) and strict.slips < SLIPS:
+        if text == joined == strict.read(plain) and strict.slips < SLIPS:
             return text
         return _Pass(self.vocabulary, whole, loose=True).read(plain)
+
+    def _joined(self, divided: str) -> str:
+        """The longest stretches that are a word in disguise, were it not for the spaces, as that word."""
+        if " " not in divided:
+            return divided
+        pieces = [match.span() for match in _PIECE.finditer(divided)]
+        for count in range(len(pieces), 2, -1):
+            for i in range(len(pieces) - count + 1):
+                start, end = pieces[i][0], pieces[i + count - 1][1]
+                written = divided[start:end].replace(" ", "")
+                word = _Pass(self.vocabulary, frozenset(), loose=False).read(written)
+                if word.isalpha() and word != written and divided[start].isalpha() and divided[end - 1].isalpha():
+                    return self._joined(divided[:start]) + word + self._joined(divided[end:])
+        return divided
 
     def readings(
         self, texts: Sequence[str], tokens: Sequence[Sequence[str]], offsets: Sequence[Sequence[tuple[int, int]]]

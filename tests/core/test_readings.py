@@ -116,6 +116,20 @@ def test_markup_is_read_as_it_is_meant(reader, text, expected):
     assert reader.read(text) == expected
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a painting of a n 4 k 3 d man", "a painting of a naked man"),
+        ("n @ ked woman", "naked woman"),
+        ("n . u . d . e woman", "nude woman"),
+        ("a photo of 2 n 4 k 3 d men", "a photo of 2 naked men"),
+        ("a photo of 2 dogs and 3 cats at 5 pm, f / 1 . 8", "a photo of 2 dogs and 3 cats at 5 pm, f / 1 . 8"),
+    ],
+)
+def test_what_clip_s_tokens_divide_is_read_together(reader, text, expected):
+    assert reader.read(text) == expected
+
+
 def test_markup_without_end_is_left_as_it_is():
     for text in ("{" * 20_000, "|" * 20_000, "{|" * 10_000, "{a|b" * 5000):
         assert without_markup(text) == text
