@@ -7,11 +7,11 @@ import { app } from "../../scripts/app.js";
 // What a node shows before it has run, and the least height of its panel in pixels. The panel scrolls and the node keeps
 // its size, so that it never covers the next one.
 const NODES = {
-  ESLoadSanitizer: ["Run to load the sanitizer.", 60],
+  ESLoadSanitizer: ["Run to load the sanitizer.", 50],
   ESTrainSanitizer: ["Run to train. The loss curve and the figures appear here.", 240],
-  ESSanitizeConditioning: ["Run to see what was changed.", 60],
-  ESSanitizeCLIP: ["Run to prepare the CLIP.", 90],
-  ESSanitizeModel: ["Run to guard the model.", 90],
+  ESSanitizeConditioning: ["Run to see what was changed.", 50],
+  ESSanitizeCLIP: ["Run to prepare the CLIP.", 80],
+  ESSanitizeModel: ["Run to guard the model.", 80],
   ESTokenScorePreview: ["Run to see the words coloured by score.", 160],
   ESSanitizerReport: ["Run to measure the sanitizer and to attack it.", 240],
 };
