@@ -149,7 +149,9 @@ def test_workflow_loads_runs_and_shows_the_words(page, server, workflow):
         "[...document.querySelectorAll('.es-panel')].every((panel) => !panel.textContent.startsWith('Run to'))"
     )
     time.sleep(1)
-    assert page.evaluate(SIZES) == sizes, "a node that grows covers the next one"
+    for (kind, *before), (_, *after) in zip(sizes, page.evaluate(SIZES), strict=True):
+        # The Vue renderer gives nodes some pixels of its own.
+        assert after == pytest.approx(before, abs=8), f"{kind} grew, and covers the next one"
     screenshot(page, workflow.stem)
 
 
