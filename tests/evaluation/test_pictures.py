@@ -119,6 +119,7 @@ def test_a_scene_is_drawn_where_it_says(squares):
     assert (picture[:, 2, :] > 0.8).all() and (picture[:, 2, :] < 1).all(), "white, a little off"
 
 
+@needs_font
 @pytest.mark.parametrize(
     ("text", "said"),
     [
