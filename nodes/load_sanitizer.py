@@ -5,14 +5,13 @@ from pathlib import Path
 from comfy_api.latest import io
 
 from ..sanitizer.errors import SanitizerError
-from ..sanitizer.model.config import readable
 from ..sanitizer.model.quality import WEAK
 from ..sanitizer.prompts.concepts import load_concepts
 from .adapter import folders
 from .adapter.clip import ComfyTextEncoder
 from .adapter.handle import LoadedSanitizer, SanitizerSocket
 from .adapter.training import Plan, choose_examples, train
-from .adapter.ui import CATEGORY, Progress, found_as, ui
+from .adapter.ui import CATEGORY, Progress, found_as, listed, ui
 
 AUTO = "auto"
 
@@ -120,4 +119,4 @@ class LoadSanitizer(io.ComfyNode):
 def _erases(loaded: LoadedSanitizer) -> str:
     if len(loaded.concepts) > 3 and loaded.concepts == loaded.erasable:
         return f"Erases all its {len(loaded.concepts)} concepts."
-    return f"Erases {', '.join(readable(name) for name in loaded.concepts)}."
+    return f"Erases {listed(loaded.concepts)}."

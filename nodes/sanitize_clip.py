@@ -9,15 +9,14 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..sanitizer.errors import SanitizerError
-from ..sanitizer.model.config import readable
 from ..sanitizer.model.sanitizer import Sanitized
-from .adapter.clip_rewrite import PromptReader, PromptReEncoder
+from .adapter.clip_rewrite import PromptReader, PromptReEncoder, Reading
 from .adapter.conditioning import parts
 from .adapter.handle import LoadedSanitizer, SanitizerSocket
 from .adapter.identity import EncoderCheck, refuse_merging
 from .adapter.keys import RECORD
 from .adapter.tokens import has_text, row_tokens, without_weights_of
-from .adapter.ui import CATEGORY, STRENGTH, THRESHOLD, found_as, send, status_line, ui
+from .adapter.ui import CATEGORY, STRENGTH, THRESHOLD, found_as, listed, send, status_line, ui
 
 REWRITE, RE_ENCODE = "rewrite", "re-encode"
 KEPT = 8
@@ -97,9 +96,8 @@ class SanitizedTextModel:
         if self._re_encode and summary.flagged:
             logging.warning("Sanitize CLIP: %s", NO_TEXT)
             line["text"] += f" {NO_TEXT}"
-        text = None if known is None else known.prompt.text
-        read = known.read.texts.get(0) if known is not None and summary.flagged else None
-        return _Done(written, row_tokens(self._clip, tokens, written[0].shape[1]), line, text, read)
+        named = _named(known, bool(summary.flagged))
+        return _Done(written, row_tokens(self._clip, tokens, written[0].shape[1]), line, named)
 
     def _unweighted(self, tokens: dict) -> Tensor | None:
         """(B, K) prompt scores of the same prompt with all weights 1, None where they are. A weight below 1 makes an
@@ -136,14 +134,11 @@ class SanitizedTextModel:
         line = status_line(
             self._sanitizer.summary(result, self._threshold), self._sanitizer, self._strength, self._threshold, did
         )
-        return _Done(written, done.tokens, line, done.prompt, done.read if bool(out.flagged[0]) else None)
+        return _Done(written, done.tokens, line, _named(done.known, bool(out.flagged[0])))
 
     def _say(self, done: "_Done") -> None:
         """Shows on the node, beside what was said of the prompts before, what was done with this one."""
-        named = "A prompt" if done.text is None else f"“{_short(done.text)}”"
-        if done.read is not None:
-            named += f", read as “{_short(done.read)}”"
-        self._said.append(done.line | {"text": f"{named}: {done.line['text']}"})
+        self._said.append(done.line | {"text": f"{done.named}: {done.line['text']}"})
         send(self._node_id, *self._said, sanitizer=self._sanitizer)
 
 
@@ -153,10 +148,16 @@ class _Done(NamedTuple):
     entry: list
     tokens: list[str]
     line: dict
-    text: str | None
-    """None where it is not known."""
-    read: str | None
-    """What it was read as, where it is in disguise and was flagged."""
+    named: str
+    """What the node calls it."""
+
+
+def _named(known: Reading | None, flagged: bool) -> str:
+    """A prompt by its text, where that is known, and by what it was read as, where it is in disguise and flagged."""
+    if known is None:
+        return "A prompt"
+    read = known.read.texts.get(0) if flagged else None
+    return f"“{_short(known.prompt.text)}”" + (f", read as “{_short(read)}”" if read is not None else "")
 
 
 def _short(text: str) -> str:
@@ -209,7 +210,6 @@ class SanitizeCLIP(io.ComfyNode):
         sanitized.cond_stage_model = SanitizedTextModel(
             clip, sanitizer, strength, threshold, mode, cls.hidden.unique_id
         )
-        names = ", ".join(readable(name) for name in sanitizer.concepts)
         how = ", by re-encoding" if mode == RE_ENCODE else ""
-        line = f"Erases {names} from whatever is encoded with this CLIP{how}."
+        line = f"Erases {listed(sanitizer.concepts)} from whatever is encoded with this CLIP{how}."
         return io.NodeOutput(sanitized, ui=ui({"kind": "status", "state": "ready", "text": line}, sanitizer=sanitizer))

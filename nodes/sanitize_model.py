@@ -6,10 +6,9 @@ from comfy.patcher_extension import WrappersMP
 from comfy_api.latest import io
 
 from ..sanitizer.errors import SanitizerError
-from ..sanitizer.model.config import readable
 from .adapter.conditioning import Summary
 from .adapter.handle import LoadedSanitizer, SanitizerSocket
-from .adapter.ui import CATEGORY, STRENGTH, THRESHOLD, found_as, send, status_line, ui
+from .adapter.ui import CATEGORY, STRENGTH, THRESHOLD, found_as, listed, send, status_line, ui
 
 KEY = "embedding_sanitizer"
 NEGATIVE = "negative"
@@ -53,7 +52,7 @@ class SamplerGuard:
             if acts is None and own.flagged:
                 raise SanitizerError(
                     f"Sanitize Model: the guider {type(guider).__name__} is not known, so it cannot be told whether it "
-                    f"guides away from its negative prompt, and that prompt holds {_names(own.fired)}. Use a guider of "
+                    f"guides away from its negative prompt, and that prompt holds {listed(own.fired)}. Use a guider of "
                     "ComfyUI's own, or take these words out of the negative prompt."
                 )
             guider.conds[name] = done
@@ -88,9 +87,9 @@ class SamplerGuard:
         """The sampler's conditionings, which are extras with the embeddings under `cross_attn`, sanitized."""
         done, summary = [], Summary()
         for cond in conds:
-            extras = {key: value for key, value in cond.items() if key not in ("cross_attn", "uuid")}
-            if not extras.get("model_conds"):
-                extras.pop("model_conds", None)
+            # ComfyUI gives every conditioning an empty `model_conds`; in any other there may be a prompt.
+            own_keys = ("cross_attn", "uuid") if cond.get("model_conds") else ("cross_attn", "uuid", "model_conds")
+            extras = {key: value for key, value in cond.items() if key not in own_keys}
             entry = [cond.get("cross_attn"), extras]
             if self._sanitizer.wrote(entry, self._strength, self._threshold):
                 summary.before += 1
@@ -109,10 +108,6 @@ def negative_acts(guider: Any) -> bool | None:
     if attributes is None:
         return None
     return any(getattr(guider, name) < 1 for name in attributes)
-
-
-def _names(concepts: list[str]) -> str:
-    return ", ".join(readable(name) for name in concepts)
 
 
 class SanitizeModel(io.ComfyNode):
@@ -144,5 +139,5 @@ class SanitizeModel(io.ComfyNode):
     def execute(cls, model, sanitizer: LoadedSanitizer, strength: float, threshold: float) -> io.NodeOutput:
         safe = model.clone()
         SamplerGuard(sanitizer, strength, threshold, cls.hidden.unique_id).add_to(safe)
-        line = f"Erases {_names(sanitizer.concepts)} from whatever this model is to draw."
+        line = f"Erases {listed(sanitizer.concepts)} from whatever this model is to draw."
         return io.NodeOutput(safe, ui=ui({"kind": "status", "state": "ready", "text": line}, sanitizer=sanitizer))

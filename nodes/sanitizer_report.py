@@ -7,13 +7,12 @@ from comfy_api.latest import io
 
 from ..sanitizer.audit import LEAST_BUDGET, audit
 from ..sanitizer.errors import SanitizerError
-from ..sanitizer.model.config import readable
 from ..sanitizer.prompts.concepts import available, load_concepts
 from ..sanitizer.prompts.templates import load_templates
 from ..sanitizer.render.audit import render_audit
 from .adapter.clip import ComfyTextEncoder
 from .adapter.handle import LoadedSanitizer, SanitizerSocket
-from .adapter.ui import CATEGORY, Progress, as_image, found_as, ui
+from .adapter.ui import CATEGORY, Progress, as_image, found_as, listed, ui
 
 
 class SanitizerReport(io.ComfyNode):
@@ -53,7 +52,7 @@ class SanitizerReport(io.ComfyNode):
         names = [name for name in sanitizer.concepts if name in available()]
         if not names:
             raise SanitizerError(
-                f"Sanitizer Report: of the concepts {', '.join(map(readable, sanitizer.concepts))} none is a file in "
+                f"Sanitizer Report: of the concepts {listed(sanitizer.concepts)} none is a file in "
                 "concepts/, so there are no held-out phrases to measure on. Choose concepts of the pack."
             )
         progress = Progress(cls.hidden.unique_id)

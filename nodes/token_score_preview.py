@@ -6,7 +6,7 @@ import torch
 from comfy_api.latest import io
 
 from ..sanitizer.errors import SanitizerError
-from ..sanitizer.model.config import THRESHOLD, readable
+from ..sanitizer.model.config import THRESHOLD
 from ..sanitizer.model.sanitizer import Sanitized
 from ..sanitizer.render.colours import scale
 from ..sanitizer.render.image import render_image
@@ -15,7 +15,7 @@ from .adapter.conditioning import Part, entries, parts
 from .adapter.handle import LoadedSanitizer, SanitizerSocket
 from .adapter.keys import RECORD
 from .adapter.tokens import has_text, rebuild, row_tokens, spans, without_weights
-from .adapter.ui import CATEGORY, as_image, found_as, ui
+from .adapter.ui import CATEGORY, as_image, found_as, not_chosen, scored, ui
 
 SHOWN = 8
 """Prompts of a conditioning with many entries that are shown; all of them are scored."""
@@ -117,10 +117,9 @@ class _Prompt:
         return max(self.prompt_scores[name] for name in self.erasable)
 
     @property
-    def others(self) -> str:
+    def others(self) -> dict[str, float]:
         """Concepts that reach the threshold and are not among the chosen ones, with their scores."""
-        scores = self.prompt_scores
-        return ", ".join(f"{readable(name)} {scores[name]:.2f}" for name in self.unchosen if scores[name] >= THRESHOLD)
+        return {name: self.prompt_scores[name] for name in self.unchosen if self.prompt_scores[name] >= THRESHOLD}
 
     def record(self) -> dict:
         """For the JSON output."""
@@ -158,8 +157,7 @@ class _Prompt:
         """One or two sentences; "harmless" only where no word is framed and no other concept reaches the threshold."""
         said = []
         if self.flagged:
-            found = ", ".join(f"{readable(name)} {self.prompt_scores[name]:.2f}" for name in self.fired)
-            said.append(f"Found {found}.")
+            said.append(f"Found {scored({name: self.prompt_scores[name] for name in self.fired})}.")
         elif any(self.framed):
             word = max(self.words, key=lambda word: word.score(self.erasable))
             said.append(
@@ -167,7 +165,7 @@ class _Prompt:
                 f"{word.score(self.erasable):.2f}."
             )
         if self.others:
-            said.append(f"Not among the chosen concepts: {self.others}.")
+            said.append(not_chosen(self.others))
         return " ".join(said) or f"Harmless, highest score {self.score:.2f}."
 
 

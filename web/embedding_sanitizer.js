@@ -213,21 +213,24 @@ function grow(node) {
   }
 }
 
-// What a node said last, kept for as long as the browser's tab is open, so that it survives F5. null: nothing is kept, as
-// where the storage is full or forbidden.
-function kept(node, messages) {
-  const key = `${UI_KEY} ${node.graph?.id} ${node.type} ${node.id}`;
-  try {
-    if (messages) sessionStorage.setItem(key, JSON.stringify(messages));
-    return node.graph?.id ? JSON.parse(sessionStorage.getItem(key)) : null;
-  } catch {
-    return null;
-  }
+// What a node said last is kept for as long as the browser's tab is open, so that it survives F5; not where the storage is
+// full or forbidden.
+function keptUnder(node) {
+  return `${UI_KEY} ${node.graph.id} ${node.type} ${node.id}`;
 }
 
 function show(node, messages) {
   node.showSanitizerMessages(messages);
-  kept(node, messages);
+  try {
+    if (node.graph?.id) sessionStorage.setItem(keptUnder(node), JSON.stringify(messages));
+  } catch {}
+}
+
+function showKept(node) {
+  try {
+    const messages = node.graph?.id && JSON.parse(sessionStorage.getItem(keptUnder(node)));
+    if (messages) node.showSanitizerMessages(messages);
+  } catch {}
 }
 
 // An id such as "12:5" is of node 5 in the subgraph of node 12.
@@ -262,8 +265,7 @@ app.registerExtension({
       const result = onConfigure?.apply(this, args);
       requestAnimationFrame(() => {
         grow(this);
-        const messages = kept(this);
-        if (messages) this.showSanitizerMessages(messages);
+        showKept(this);
       });
       return result;
     };

@@ -159,8 +159,6 @@ class Reading(NamedTuple):
     """A prompt whose text is known."""
 
     prompt: Prompt
-    tokens: list[str]
-    """Of each row of the encoding."""
     encoding: Encoding
     encoder: ComfyTextEncoder
     """The text model itself."""
@@ -192,7 +190,7 @@ class PromptReader:
         encoder = self.encoder(prompt if weighted else None)
         read = deobfuscated(encoder, self._sanitizer.model, _deobfuscator(), [prompt.text], encoding)
         self.batches = encoder.batches
-        return Reading(prompt, found, encoding, encoder, read)
+        return Reading(prompt, encoding, encoder, read)
 
 
 class PromptReEncoder:
@@ -211,7 +209,8 @@ class PromptReEncoder:
         known = self._reader(tokens, part, weighted=True)
         if known is None:
             return None
-        prompt, found, encoding, encoder, reading = known
+        prompt, encoding, encoder, reading = known
+        [found] = encoding.tokens
         model, replacements = self._sanitizer.model, self._replacements
         plain = self._reader.encoder()
         replacements.encoder = plain
@@ -227,17 +226,16 @@ class PromptReEncoder:
             self._reader.batches = plain.batches if encoder.batches is None else encoder.batches
             # What is kept for other nodes must not keep this CLIP.
             replacements.encoder, replacements.progress = None, _quiet
-        read = reading.texts.get(0)
         if out.embeddings is part.embeddings:
-            return Done(part, found, out, prompt.text, read)
+            return Done(part, found, out, known)
         if strength >= 1:
             found = row_tokens(self._clip, encoder.clip.tokenize(out.prompts[0]), out.embeddings.shape[1])
         if part.mask is not None:
-            return Done(Part(part.keys, out.embeddings, out.mask, out.pooled), found, out, prompt.text, read)
+            return Done(Part(part.keys, out.embeddings, out.mask, out.pooled), found, out, known)
         # Nothing says which embeddings count, so there must be no others.
         length = int(out.mask[0].nonzero().max()) + 1
         cut = Part(part.keys, out.embeddings[:, :length], None, out.pooled)
-        return Done(cut, found[:length], out, prompt.text, read)
+        return Done(cut, found[:length], out, known)
 
     def _unweighted(self, plain: ComfyTextEncoder, out: ReEncoded, strength: float, threshold: float) -> ReEncoded:
         """What is still unsafe with all weights 1, such as `(…:0.3)`, is erased."""
@@ -256,10 +254,7 @@ class Done(NamedTuple):
     part: Part
     tokens: list[str]
     result: ReEncoded
-    prompt: str
-    """As it was written."""
-    read: str | None
-    """As a person reads it, None where that is no other."""
+    known: Reading
 
 
 def _quiet(*_) -> None:

@@ -6,7 +6,6 @@ from typing import Any
 
 import comfy.model_management
 import comfy.ops
-import torch
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 from torch import Tensor
@@ -146,20 +145,22 @@ class LoadedSanitizer:
 
     def remember(self, entry: list, strength: float, threshold: float) -> None:
         """That this entry of a conditioning is what this sanitizer wrote."""
+        how = self._how(strength, threshold)
         for part in parts(entry):
-            WRITTEN.add(part, self._how(strength, threshold))
+            WRITTEN.add(part, how)
 
     def wrote(self, entry: list, strength: float, threshold: float) -> bool:
         """Whether an entry is, to the last bit, what this sanitizer wrote at least as hard."""
-        return all(WRITTEN.covers(part, self._how(strength, threshold)) for part in parts(entry))
+        how = self._how(strength, threshold)
+        return all(WRITTEN.covers(part, how) for part in parts(entry))
 
     def _how(self, strength: float, threshold: float) -> How:
         return How(str(self.path), frozenset(self.concepts), strength, threshold)
 
     def summary(self, result: Sanitized, threshold: float) -> Summary:
+        """What was done to the prompts of a part, and why to no others."""
         prompt = result.scores.prompt
         config = self.patcher.model.config
-        own = torch.tensor([name in self.concepts for name in self.names], device=prompt.device)
         missed = (margins(config, prompt) >= 0) & ~result.fired
         lowered = (result.fired & (prompt < threshold)).any(dim=1)
         present = {
@@ -171,7 +172,7 @@ class LoadedSanitizer:
             rows=result.changed.numel(),
             changed=int(result.changed.sum()),
             fired=[name for name, hit in zip(self.names, result.fired.any(dim=0).tolist(), strict=True) if hit],
-            highest=float(prompt[:, own].max()),
+            highest=float(prompt[:, self.patcher.model.places(self.concepts)].max()),
             missed={
                 name: float(prompt[missed[:, k], k].max())
                 for k, name in enumerate(self.names)

@@ -1,6 +1,7 @@
 """What the nodes say and show of themselves, and the inputs that several of them share."""
 
 import time
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import comfy.model_management
@@ -44,6 +45,16 @@ THRESHOLD = {
 }
 
 
+def listed(names: Iterable[str]) -> str:
+    """Names of concepts, for a sentence."""
+    return ", ".join(map(readable, names))
+
+
+def scored(scores: Mapping[str, float]) -> str:
+    """Names of concepts with their scores, for a sentence."""
+    return ", ".join(f"{readable(name)} {score:.2f}" for name, score in scores.items())
+
+
 def found_as(*words: str) -> dict[str, list[str]]:
     """What else people search for when they want a node; an option of its schema that old versions of ComfyUI lack."""
     known = "search_aliases" in getattr(io.Schema, "__dataclass_fields__", {})
@@ -70,8 +81,7 @@ def send(node_id: str | None, *messages: dict, sanitizer: "LoadedSanitizer") -> 
 def _warning(sanitizer: "LoadedSanitizer") -> str:
     said = [sanitizer.quality.line]
     if sanitizer.own_lists:
-        names = ", ".join(map(readable, sanitizer.own_lists))
-        said.append(f"Learned from another word list than the pack's: {names}.")
+        said.append(f"Learned from another word list than the pack's: {listed(sanitizer.own_lists)}.")
     return " ".join(part for part in said if part)
 
 
@@ -100,7 +110,7 @@ def status_line(
         said = passed or [f"Harmless (highest score {summary.highest:.2f}, threshold {threshold:.2f})."]
         text = " ".join([*said, "Passed through unchanged."])
         return {"kind": "status", "state": "found" if passed else "harmless", "text": text}
-    found = ", ".join(readable(name) for name in summary.fired)
+    found = listed(summary.fired)
     if not summary.changed:
         said = [f"Found {found} (score {summary.highest:.2f}), changed nothing at strength {strength:g}."]
     else:
@@ -109,25 +119,21 @@ def status_line(
             rows += f" in {summary.flagged} of {summary.prompts} prompts"
         said = [f"Erased {found} (score {summary.highest:.2f}): {did or rows} at strength {strength:g}."]
     if summary.lowered:
-        context = ", ".join(readable(name) for name in summary.lowered)
-        said.append(f"Below your threshold, which is lowered for prompts of this context: {context}.")
+        said.append(f"Below your threshold, which is lowered for prompts of this context: {listed(summary.lowered)}.")
     state = "changed" if summary.changed else "found"
     return {"kind": "status", "state": state, "text": " ".join([*said, *passed])}
 
 
 def _passed(summary: Summary, sanitizer: "LoadedSanitizer", threshold: float) -> list[str]:
     """What reaches the calibrated threshold and was not erased, and why."""
+    below = {name: score for name, score in summary.missed.items() if name in sanitizer.concepts}
+    unchosen = {name: score for name, score in summary.missed.items() if name not in below}
+    said = [f"Below your threshold of {threshold:.2f}: {scored(below)}."] if below else []
+    return said + ([not_chosen(unchosen)] if unchosen else [])
 
-    def scores(chosen: bool) -> str:
-        return ", ".join(
-            f"{readable(name)} {score:.2f}"
-            for name, score in summary.missed.items()
-            if (name in sanitizer.concepts) is chosen
-        )
 
-    below, unchosen = scores(True), scores(False)
-    said = [f"Below your threshold of {threshold:.2f}: {below}."] if below else []
-    return said + ([f"Not among the chosen concepts: {unchosen}."] if unchosen else [])
+def not_chosen(scores: Mapping[str, float]) -> str:
+    return f"Not among the chosen concepts: {scored(scores)}."
 
 
 def table(report: Report) -> dict:
@@ -153,7 +159,7 @@ def table(report: Report) -> dict:
             "of the flagged in which a probe finds the concept."
         )
     if not all(c.phrases for c in report.concepts):
-        own = ", ".join(readable(c.name) for c in report.concepts if not c.phrases)
+        own = listed(c.name for c in report.concepts if not c.phrases)
         notes.append(f"No phrases are held out for {own}, so nothing is measured.")
     notes.append(f"Untouched: {_percent(report.benign_identical)} of {report.benign} harmless prompts.")
     if report.sets:

@@ -5,11 +5,9 @@ Kept in memory and not in the conditioning, where a workflow or a file could cla
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from .conditioning import Part
 
@@ -53,16 +51,12 @@ class Written:
 
 def _digest(part: Part) -> str:
     found = hashlib.sha256()
-    for tensor in _tensors(part):
+    for tensor in (part.embeddings, part.pooled):
+        if tensor is None:
+            continue
         found.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
         found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return found.hexdigest()
-
-
-def _tensors(part: Part) -> Iterable[Tensor]:
-    yield part.embeddings
-    if part.pooled is not None:
-        yield part.pooled
 
 
 WRITTEN = Written()

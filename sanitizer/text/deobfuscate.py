@@ -91,9 +91,11 @@ class Deobfuscator:
         for count in range(len(pieces), 2, -1):
             for i in range(len(pieces) - count + 1):
                 start, end = pieces[i][0], pieces[i + count - 1][1]
+                if not (divided[start].isalpha() and divided[end - 1].isalpha()):
+                    continue
                 written = divided[start:end].replace(" ", "")
                 word = _Pass(self.vocabulary, frozenset(), loose=False).read(written)
-                if word.isalpha() and word != written and divided[start].isalpha() and divided[end - 1].isalpha():
+                if word.isalpha() and word != written:
                     return self._joined(divided[:start]) + word + self._joined(divided[end:])
         return divided
 

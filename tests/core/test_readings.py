@@ -208,7 +208,7 @@ def test_long_texts_are_read_to_their_end():
 import random
 from sanitizer.prompts.concepts import load_concepts
 from sanitizer.prompts.templates import load_templates
-from sanitizer.text.deobfuscate import Deobfuscator, without_markup
+from sanitizer.text.deobfuscate import Deobfuscator
 
 reader, rng = Deobfuscator.from_concepts(load_concepts(), load_templates()), random.Random(0)
 pieces = ["a", "a b ", "a.", "a-", "a*b", "qwpo", "a_b", "@", "!a", "\u0430b", "n1", "\u00e4", "\u200b", "x\u0301"]

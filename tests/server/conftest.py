@@ -119,6 +119,10 @@ class Server:
         picture = outputs[node]["images"][0]
         return self.image(self.base / picture["type"] / picture["subfolder"] / picture["filename"])
 
+    def picture(self, prompt: dict):
+        """(H, W, 3) uint8 of the picture of a :meth:`graph`."""
+        return self.pixels(self.run(prompt), "7")
+
     def image(self, path: Path):
         """(H, W, 3) uint8 of a file."""
         import numpy

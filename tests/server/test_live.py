@@ -14,34 +14,30 @@ HARMLESS = "a red boat on a quiet lake, oil painting"
 UNSAFE = "an oil painting of a nude woman"
 
 
-def picture(server, prompt):
-    return server.pixels(server.run(prompt), "7")
-
-
 @pytest.mark.parametrize(("text", "strength"), [(HARMLESS, 1.0), (UNSAFE, 0.0)])
 def test_harmless_prompt_and_strength_0_give_the_same_picture(server, trained, text, strength):
-    plain = picture(server, server.graph(text))
+    plain = server.picture(server.graph(text))
     for way in ("conditioning", "clip"):
-        assert (picture(server, server.graph(text, **{way: {"strength": strength}})) == plain).all(), way
+        assert (server.picture(server.graph(text, **{way: {"strength": strength}})) == plain).all(), way
 
 
 def test_unsafe_prompt_changes_the_picture_alike_by_both_nodes(server, trained):
-    plain = picture(server, server.graph(UNSAFE))
+    plain = server.picture(server.graph(UNSAFE))
     outputs = server.run(server.graph(UNSAFE, conditioning={}))
     by_conditioning = server.pixels(outputs, "7")
     assert (by_conditioning != plain).any()
-    assert (picture(server, server.graph(UNSAFE, clip={})) == by_conditioning).all()
+    assert (server.picture(server.graph(UNSAFE, clip={})) == by_conditioning).all()
     [status] = outputs["10"]["embedding_sanitizer"]
     assert status["state"] == "changed"
     assert "nudity" in status["text"]
-    assert (picture(server, server.graph(UNSAFE, conditioning={"strength": 0.5})) != by_conditioning).any()
+    assert (server.picture(server.graph(UNSAFE, conditioning={"strength": 0.5})) != by_conditioning).any()
 
 
 def test_sanitize_clip_survives_clip_skip(server, trained):
     prompt = server.graph(UNSAFE, clip={})
     prompt["11"] = {"class_type": "CLIPSetLastLayer", "inputs": {"clip": ["10", 0], "stop_at_clip_layer": -1}}
     prompt["2"]["inputs"]["clip"] = ["11", 0]
-    assert (picture(server, prompt) == picture(server, server.graph(UNSAFE, clip={}))).all()
+    assert (server.picture(prompt) == server.picture(server.graph(UNSAFE, clip={}))).all()
 
 
 @pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.stem)

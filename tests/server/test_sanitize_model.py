@@ -6,11 +6,7 @@ import pytest
 
 HARMLESS = "a red boat on a quiet lake, oil painting"
 UNSAFE = "an oil painting of a nude woman"
-ZOOM = "a photo of a city at night"
-
-
-def picture(server, prompt):
-    return server.pixels(server.run(prompt), "7")
+CITY = "a photo of a city at night"
 
 
 def node(kind, **inputs):
@@ -23,7 +19,7 @@ def differs(server, prompt):
     source = plain.pop("10")["inputs"]["model"]
     for other in plain.values():
         other["inputs"] = {name: source if value == ["10", 0] else value for name, value in other["inputs"].items()}
-    return bool((picture(server, prompt) != picture(server, plain)).any())
+    return bool((server.picture(prompt) != server.picture(plain)).any())
 
 
 @pytest.mark.parametrize(("text", "strength"), [(HARMLESS, 1.0), (UNSAFE, 0.0)])
@@ -32,17 +28,17 @@ def test_harmless_prompt_and_strength_0_give_the_same_picture(server, trained, t
 
 
 def test_the_picture_is_that_of_sanitize_conditioning(server, trained):
-    by_model = picture(server, server.graph(UNSAFE, model={}))
-    assert (by_model == picture(server, server.graph(UNSAFE, conditioning={}))).all()
+    by_model = server.picture(server.graph(UNSAFE, model={}))
+    assert (by_model == server.picture(server.graph(UNSAFE, conditioning={}))).all()
 
 
 def test_what_is_sanitized_already_is_left_as_it_is(server, trained):
     prompt = server.graph(UNSAFE, conditioning={})
-    alone = picture(server, prompt)
+    alone = server.picture(prompt)
     inputs = {key: prompt["10"]["inputs"][key] for key in ("sanitizer", "strength", "threshold")}
     prompt["11"] = node("ESSanitizeModel", model=["1", 0], **inputs)
     prompt["5"]["inputs"]["model"] = ["11", 0]
-    assert (picture(server, prompt) == alone).all()
+    assert (server.picture(prompt) == alone).all()
 
 
 @pytest.mark.parametrize(("cfg", "expected"), [(7.0, False), (1.0, False), (0.0, True)])
@@ -71,7 +67,7 @@ JOINED = {
 def test_whatever_nodes_make_of_the_prompt_is_sanitized(server, trained, way):
     prompt = server.graph(UNSAFE, model={})
     kind, inputs = JOINED[way]
-    prompt["20"] = node("CLIPTextEncode", clip=["1", 1], text=ZOOM)
+    prompt["20"] = node("CLIPTextEncode", clip=["1", 1], text=CITY)
     prompt["21"] = node(kind, **inputs)
     prompt["5"]["inputs"]["positive"] = ["21", 0]
     assert differs(server, prompt)
