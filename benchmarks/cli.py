@@ -1,4 +1,4 @@
-"""The command line: time of sanitizing a prompt, memory and time of training a sanitizer."""
+"""The command line: time of sanitizing a prompt, memory and time of training a sanitizer, and what adoption keeps."""
 
 import argparse
 from collections.abc import Sequence
@@ -27,6 +27,16 @@ def build_parser() -> argparse.ArgumentParser:
     training.add_argument("--concept", default="nudity")
     training.add_argument("--examples", type=positive, help="training prompts (the full set)")
     training.add_argument("--seed", type=seed, default=0)
+    adoption = commands.add_parser("adoption", help="adopt a sanitizer for the encoder with its weights changed")
+    adoption.add_argument("--encoder", default="minilm", help="minilm or minilm-causal")
+    adoption.add_argument("--sanitizer", default="auto", help="as above")
+    adoption.add_argument(
+        "--changes",
+        default="0.01,0.05,0.1,0.2,0.3,layer,shuffled",
+        help="shares of the weights' norm by which a random change of rank 8 turns them, layer for the last layer but "
+        "one, shuffled for weights in random order, divided by commas",
+    )
+    adoption.add_argument("--seed", type=seed, default=0)
     return parser
 
 
@@ -38,7 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from . import cost as benchmark
         elif options.command == "memory":
             from . import memory as benchmark
-        else:
+        elif options.command == "training":
             from . import training as benchmark
+        else:
+            from . import adoption as benchmark
         end.code = benchmark.main(options)
     return end.code

@@ -6,11 +6,12 @@ from comfy_api.latest import io
 
 from ..sanitizer.errors import SanitizerError
 from ..sanitizer.model.quality import WEAK
+from ..sanitizer.model.sanitizer import EmbeddingSanitizer
 from ..sanitizer.prompts.concepts import load_concepts
 from .adapter import folders
 from .adapter.clip import ComfyTextEncoder
 from .adapter.handle import LoadedSanitizer, SanitizerSocket
-from .adapter.training import Plan, choose_examples, train
+from .adapter.training import Plan, adopt, choose_examples, train
 from .adapter.ui import CATEGORY, Progress, found_as, listed, ui
 
 AUTO = "auto"
@@ -77,6 +78,8 @@ class LoadSanitizer(io.ComfyNode):
         text = f"{origin} {loaded.path.name}, for {loaded.fingerprint}. {_erases(loaded)}"
         if share is not None:
             text += f" It finds {100 * share:.0f} % of unsafe phrases that its training did not see."
+        if loaded.adopted is not None:
+            text += f" {loaded.adopted}"
         if loaded.quality.level == WEAK:
             text += " Train Sanitizer with more examples makes a better one, which 'auto' then finds."
         return io.NodeOutput(loaded, ui=ui({"kind": "status", "state": "ready", "text": text}, sanitizer=loaded))
@@ -101,18 +104,25 @@ class LoadSanitizer(io.ComfyNode):
                     f"Load Sanitizer: no sanitizer of this CLIP knows the concept {name!r}. 'auto' can train "
                     f"{', '.join(known)}; train others with Train Sanitizer."
                 )
-        path, plan = cls._train(encoder, everything)
+        progress, start = Progress(cls.hidden.unique_id), None
+        relative = folders.akin(encoder.fingerprint, wanted)
+        if relative is not None:
+            path, start = adopt(encoder, relative, progress)
+            if path is not None:
+                return LoadedSanitizer.load(path, wanted), "Adopted and saved"
+        path, plan = cls._train(encoder, everything, progress, start)
         return LoadedSanitizer.load(path, wanted), f"Trained on {plan} and saved"
 
     @classmethod
-    def _train(cls, encoder: ComfyTextEncoder, concepts: list) -> tuple[Path, Plan]:
-        progress = Progress(cls.hidden.unique_id)
+    def _train(
+        cls, encoder: ComfyTextEncoder, concepts: list, progress: Progress, start: EmbeddingSanitizer | None
+    ) -> tuple[Path, Plan]:
         progress.say("No sanitizer for this CLIP yet. Measuring how fast it encodes…")
-        plan = choose_examples(encoder, concepts)
+        plan = choose_examples(encoder, concepts, warm=start is not None)
         progress.say(f"Training one, once: encoding {plan} takes about {plan.minutes:.1f} min, then fitting.")
         name = encoder.architecture.split(",")[0]
         path = folders.save_path(f"auto-{name}-{encoder.fingerprint.weights[:8]}")
-        train(encoder, concepts, path, examples=plan.examples, steps=None, seed=0, progress=progress)
+        train(encoder, concepts, path, examples=plan.examples, steps=None, seed=0, progress=progress, start=start)
         return path, plan
 
 

@@ -13,6 +13,10 @@ from ...sanitizer.model.artifact import WEIGHTS_FOLDER, best
 KIND = "sanitizers"
 SUFFIX = ".safetensors"
 SHIPPED = WEIGHTS_FOLDER
+ADOPTED = "adopted"
+"""Folder inside the model folder for what `auto` has adopted: small files, one for each strength of a LoRA."""
+MOST_ADOPTED = 200
+"""Files that it holds at most; the oldest go."""
 
 
 def register() -> None:
@@ -25,8 +29,13 @@ def register() -> None:
 
 
 def names() -> list[str]:
-    """Names of all sanitizer files, sorted."""
-    return sorted(folder_paths.get_filename_list(KIND))
+    """Names of all sanitizer files to choose from, sorted: without the adopted ones, which `auto` finds."""
+    return [name for name in _names() if Path(name).parts[0] != ADOPTED]
+
+
+def places() -> list[Path]:
+    """The folders that sanitizer files lie in."""
+    return list(dict.fromkeys(path.parent for path in _paths()))
 
 
 def resolve(name: str) -> Path:
@@ -58,10 +67,34 @@ def save_path(stem: str) -> Path:
     return own[0] / f"{stem}{SUFFIX}"
 
 
+def adopted_path(base: Path, fingerprint: Fingerprint) -> Path:
+    """Where the sanitizer of that file goes when it is adopted for another encoder; makes room for it."""
+    path = save_path(f"{base.stem}-{fingerprint.weights[:16]}")
+    folder = path.parent / ADOPTED
+    oldest = sorted(folder.glob(f"*{SUFFIX}"), key=lambda file: file.stat().st_mtime)
+    for file in oldest[: max(0, len(oldest) - MOST_ADOPTED + 1)]:
+        file.unlink(missing_ok=True)
+    return folder / path.name
+
+
 def find(fingerprint: Fingerprint, concepts: Iterable[str]) -> Path | None:
-    """The best-measured file that was trained on that encoder and knows all these concepts, see :func:`best`."""
-    found = (folder_paths.get_full_path(KIND, name) for name in names())
-    return best(fingerprint, [Path(path) for path in found if path], concepts)
+    """The best-measured file that was trained on that encoder, or adopted for it, and knows all these concepts, see
+    :func:`best`."""
+    return best(fingerprint, _paths(), concepts, places())
+
+
+def akin(fingerprint: Fingerprint, concepts: Iterable[str]) -> Path | None:
+    """The best-measured file of another encoder of the same kind and widths that knows all these concepts, or None."""
+    return best(fingerprint, _paths(), concepts, akin=True)
+
+
+def _names() -> list[str]:
+    return sorted(folder_paths.get_filename_list(KIND))
+
+
+def _paths() -> list[Path]:
+    found = (folder_paths.get_full_path(KIND, name) for name in _names())
+    return [Path(path) for path in found if path]
 
 
 def parse_concepts(text: str) -> list[str] | None:

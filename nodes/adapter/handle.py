@@ -15,11 +15,13 @@ from ...sanitizer.errors import SanitizerError
 from ...sanitizer.model import artifact
 from ...sanitizer.model.config import THRESHOLD as CALIBRATED
 from ...sanitizer.model.gate import margins
+from ...sanitizer.model.header import ADOPTED
 from ...sanitizer.model.quality import Quality, judge, own_lists, require
 from ...sanitizer.model.report import Report
 from ...sanitizer.model.sanitizer import EmbeddingSanitizer, Sanitized, Scores
 from .clip import ComfyTextEncoder
 from .conditioning import Part, Summary, entries, parts, sanitize_entry
+from .folders import places
 from .written import WRITTEN, How
 
 SanitizerSocket = io.Custom("SANITIZER")
@@ -46,7 +48,7 @@ class LoadedSanitizer:
     def load(cls, path: Path, concepts: list[str] | None = None) -> "LoadedSanitizer":
         """concepts None: all. Raises SanitizerError for a file that cannot be used, a concept that it does not know,
         and one of which it finds too little, see :mod:`.model.quality`."""
-        model = artifact.load(path, operations=comfy.ops.disable_weight_init)
+        model = artifact.load(path, operations=comfy.ops.disable_weight_init, folders=places())
         for name in concepts or ():
             if name not in model.erasable:
                 raise SanitizerError(
@@ -77,15 +79,22 @@ class LoadedSanitizer:
 
     @property
     def found_share(self) -> float | None:
-        """Share of the held-out phrases of the concepts to erase that reached the threshold when it was trained; None
-        where nothing was measured."""
-        measured = [
-            (concept.flagged, concept.phrases)
-            for concept in Report.from_dict(self.patcher.model.header.report).concepts
-            if concept.name in self.concepts and concept.flagged is not None
-        ]
-        tried = sum(phrases for _, phrases in measured)
-        return sum(share * phrases for share, phrases in measured) / tried if tried else None
+        """Share of the held-out phrases of the concepts to erase that reach the threshold; None where nothing was
+        measured."""
+        return Report.from_dict(self.patcher.model.header.report).found(self.concepts)
+
+    @property
+    def adopted(self) -> str | None:
+        """A sentence about where it comes from if it was adopted from another encoder's, else None."""
+        header = self.patcher.model.header
+        origin = header.training.get(ADOPTED)
+        if not origin or header.base is None:
+            return None
+        here = Report.from_dict(header.report).found(self.erasable) or 0.0
+        return (
+            f"Adopted from {header.base.name}, which was trained on other weights of this CLIP (before a LoRA, say). "
+            f"Of all concepts it finds {100 * here:.0f} % here and {100 * origin['found']:.0f} % there."
+        )
 
     @property
     def quality(self) -> Quality:

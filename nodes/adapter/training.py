@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -10,11 +11,16 @@ from pathlib import Path
 import comfy.model_management
 import torch
 
+from ...sanitizer.errors import SanitizerError
 from ...sanitizer.model import artifact
-from ...sanitizer.prompts.concepts import Concept
+from ...sanitizer.model.sanitizer import EmbeddingSanitizer
+from ...sanitizer.prompts.concepts import Concept, load_concepts
 from ...sanitizer.prompts.generator import full_size, training_prompts
 from ...sanitizer.prompts.templates import load_templates
 from ...sanitizer.training import fit as training
+from ...sanitizer.training.adopt import adopt as adoption_of
+from ...sanitizer.training.config import TrainingConfig
+from . import folders
 from .clip import ComfyTextEncoder
 from .ui import Progress
 
@@ -53,8 +59,9 @@ class Plan:
         return f"{self.examples} prompts{fewer}"
 
 
-def choose_examples(encoder: ComfyTextEncoder, concepts: Sequence[Concept]) -> Plan:
-    """As many training prompts as the encoder manages in two minutes, or, if they are not ENOUGH, in ten."""
+def choose_examples(encoder: ComfyTextEncoder, concepts: Sequence[Concept], warm: bool = False) -> Plan:
+    """As many training prompts as the encoder manages in two minutes, or, if they are not ENOUGH, in ten. warm: for a
+    training that goes on from another sanitizer, which needs fewer."""
     prompts = [prompt.text for prompt in training_prompts(concepts, load_templates(), sum(TRIALS), seed=0)]
     seconds, at = 0.0, 0
     for size in TRIALS:
@@ -66,14 +73,36 @@ def choose_examples(encoder: ComfyTextEncoder, concepts: Sequence[Concept]) -> P
         seconds = took / len(some)
         if size > TRIALS[0] and took >= TRIAL_SECONDS:
             break
-    full = full_size(concepts)
+    share = TrainingConfig.warm_share if warm else 1.0
+    full = round(share * full_size(concepts))
 
     def affordable(budget: float) -> int:
         return int((budget / max(seconds, 1e-6) - MEASURED) / (1 + CHECKED))
 
-    count = max(affordable(ENCODE_SECONDS), min(ENOUGH, affordable(LONGEST_SECONDS)))
+    count = max(affordable(ENCODE_SECONDS), min(round(share * ENOUGH), affordable(LONGEST_SECONDS)))
     count = max(FEWEST, min(full, count))
     return Plan(count, full, (count * (1 + CHECKED) + MEASURED) * seconds / 60)
+
+
+def adopt(encoder: ComfyTextEncoder, base: Path, progress: Progress) -> tuple[Path | None, EmbeddingSanitizer | None]:
+    """Try the sanitizer of that file, which was trained on a CLIP of the same kind, on this one. The file of the
+    adopted one, or None, and then the sanitizer to train on from, or None where it is too far off.
+
+    Raises ComfyUI's interrupt exception.
+    """
+    progress.say(f"Trying {base.name}, which was trained on a CLIP of the same kind…")
+    try:
+        known = artifact.load(base)
+        adoption = adoption_of(encoder, known, load_concepts(known.concepts), progress=progress)
+        if adoption.kept:
+            path = folders.adopted_path(base, encoder.fingerprint)
+            artifact.save(adoption.sanitizer, path, base)
+            return path, None
+    except SanitizerError as error:
+        logging.info("Embedding Sanitizer: %s is not adopted. %s", base.name, error)
+        return None, None
+    logging.info("Embedding Sanitizer: %s is not adopted: %s.", base.name, "; ".join(adoption.reasons))
+    return None, known if adoption.near else None
 
 
 def settings_hash(encoder: ComfyTextEncoder, concepts: Sequence[Concept], *settings: object) -> str:
@@ -102,8 +131,10 @@ def train(
     steps: int | None,
     seed: int,
     progress: Progress,
+    start: EmbeddingSanitizer | None = None,
 ) -> Curve:
-    """Fit a sanitizer and save it. Interrupted or failed, it leaves no file behind.
+    """Fit a sanitizer, from the networks of another one or from none, and save it. Interrupted or failed, it leaves no
+    file behind.
 
     Raises what `fit` and `save` raise, and ComfyUI's interrupt exception.
     """
@@ -119,7 +150,14 @@ def train(
         comfy.model_management.free_memory(TRAINING_MEMORY, device)
         with torch.inference_mode(False), torch.enable_grad():
             sanitizer, _ = training.fit(
-                encoder, concepts, examples=examples, steps=steps, seed=seed, device=device, progress=report
+                encoder,
+                concepts,
+                examples=examples,
+                steps=steps,
+                seed=seed,
+                device=device,
+                progress=report,
+                start=start,
             )
             artifact.save(sanitizer, path)
         # The last text stays on the node.

@@ -169,6 +169,8 @@ examples:
           in the style of van gogh -> in the style of an oil painting
   PROGRAM train --encoder minilm --concepts nudity \\
       --examples 2000 --steps 300 --output quick.safetensors
+  PROGRAM train --encoder ./my-fine-tune --concepts nudity,violence \\
+      --start clip.safetensors --output fine-tune.safetensors
 """),
 )
 def train(
@@ -193,6 +195,15 @@ def train(
     seed: Annotated[
         int, _option("--seed", metavar="N", min=0, max=2**32 - 1, help="seed of everything random (default: 0)")
     ] = 0,
+    start: Annotated[
+        Path | None,
+        _option(
+            "--start",
+            metavar="F.safetensors",
+            help="a sanitizer of the same concepts for an encoder of the same kind, as before a LoRA or a fine-tune: "
+            "it is adopted without training where it is as good here, else the training goes on from it",
+        ),
+    ] = None,
     device: Device = "cpu",
 ) -> None:
     """Trains a sanitizer on an encoder from the word lists in concepts/, prints how well it does on phrases kept from
@@ -201,7 +212,7 @@ def train(
     with _exit_code():
         from .train import run
 
-        run(encoder, _names(concepts), output, examples, steps, seed, device)
+        run(encoder, _names(concepts), output, examples, steps, seed, device, start)
 
 
 @app.command(

@@ -8,6 +8,7 @@ from ..errors import SanitizerError
 from ..model import artifact
 from ..model.quality import judge
 from ..prompts.concepts import Concept, load_concept, load_concepts, parse_custom_concept
+from ..training.adopt import adopt
 from ..training.fit import fit
 from .io import Bars, check_output, encoder_files, note
 from .pipeline import check_device
@@ -21,16 +22,31 @@ def run(
     steps: int | None,
     seed: int,
     device: str,
+    start: Path | None = None,
 ) -> None:
-    """Train on the concepts of these names and write the file."""
+    """Train on the concepts of these names, or adopt the sanitizer of the file `start` where it is as good on this
+    encoder, and write the file."""
     target = check_output(output, ".safetensors", *names, encoder_files(encoder_name))
     concepts = choose_concepts(names)
     check_device(device)
+    known = None if start is None else artifact.load(start)
     encoder = load_encoder(encoder_name, device=device)
-    with Bars() as bars:
-        sanitizer, report = fit(
-            encoder, concepts, examples=examples, steps=steps, seed=seed, device=device, progress=bars
-        )
+    sanitizer = report = None
+    if known is not None:
+        with Bars() as bars:
+            adoption = adopt(encoder, known, concepts, progress=bars)
+        if adoption.kept:
+            sanitizer, report = adoption.sanitizer, adoption.after
+            note(f"{start}: adopted, trained on {known.fingerprint}.")
+        else:
+            known = known if adoption.near else None
+            further = "trained on from there" if known else "too far off to train on from there"
+            note(f"{start}: not adopted, {further}: {'; '.join(adoption.reasons)}.")
+    if sanitizer is None or report is None:
+        with Bars() as bars:
+            sanitizer, report = fit(
+                encoder, concepts, examples=examples, steps=steps, seed=seed, device=device, progress=bars, start=known
+            )
     artifact.save(sanitizer, target)
     print(report.to_text())
     worth = judge(sanitizer.header, sanitizer.erasable).line

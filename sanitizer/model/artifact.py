@@ -4,9 +4,11 @@ Safetensors cannot run code on loading. Whatever is wrong with a file is one San
 only when all of it was checked.
 """
 
+import hashlib
 import json
 import logging
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,12 +22,19 @@ from ..errors import SanitizerError
 from ..files import data_folder, make_folder, whole_file
 from ..prompts.concepts import available
 from .config import SanitizerConfig
-from .header import Header, check_plain
+from .header import Base, Header, check_plain
 from .quality import judge, own_lists
 from .sanitizer import EmbeddingSanitizer
 
 FORMAT = "embedding-sanitizer"
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
+"""The newest that is read. Of files that hold everything it is WHOLE_VERSION, which older releases read, too."""
+WHOLE_VERSION = 4
+STATISTICS = (
+    "mean", "std", "pooled_mean", "pooled_std", "constant", "provenance_mean", "provenance_variance",
+    "provenance_bounds",
+)  # fmt: skip
+"""Tensors that a file with a base holds, where the sanitizer has them."""
 WEIGHTS_FOLDER = data_folder("weights")
 MOST_HEADER_BYTES = 2**24
 """Of a file's header; 64 concepts with all their replacement pairs take less."""
@@ -71,9 +80,11 @@ class Info(NamedTuple):
         return {**self.header.to_dict(), "config": self.config.to_dict(), "format_version": self.version}
 
 
-def save(sanitizer: EmbeddingSanitizer, path: str | Path) -> None:
+def save(sanitizer: EmbeddingSanitizer, path: str | Path, base: str | Path | None = None) -> None:
     """Write a sanitizer, whole or not at all: a temporary file beside it, then a rename.
 
+    base: the file of a sanitizer from which this one differs in the encoder's statistics alone, see
+    :mod:`..training.adopt`; the new file holds only these, and is read as long as the other is there unchanged.
     Raises SanitizerError for a name that does not end in .safetensors, a sanitizer without a header or with one that
     could not be read again, a value that is not finite and a folder that cannot be written.
     """
@@ -82,8 +93,12 @@ def save(sanitizer: EmbeddingSanitizer, path: str | Path) -> None:
         raise SanitizerError(f"{path}: expected a name that ends in .safetensors.")
     if sanitizer.header is None:
         raise SanitizerError(f"{path}: not saved, the sanitizer names no encoder. Train it with fit().")
-    header = Info(FORMAT_VERSION, sanitizer.config, sanitizer.header).to_dict()
+    said, version = sanitizer.header, WHOLE_VERSION
     tensors = {name: value.detach().cpu().contiguous() for name, value in sanitizer.state_dict().items()}
+    if base is not None:
+        said, version = replace(said, base=Base(Path(base).name, _sha256(Path(base)))), FORMAT_VERSION
+        tensors = {name: value for name, value in tensors.items() if name in STATISTICS}
+    header = Info(version, sanitizer.config, said).to_dict()
     for name, value in tensors.items():
         if not _is_sound(value):
             raise SanitizerError(f"{path}: not saved, {name} holds {UNSOUND}. Train again with another seed.")
@@ -106,19 +121,60 @@ def read_info(path: str | Path) -> Info:
         return _info(path, file.metadata())
 
 
-def load(path: str | Path, operations: Any = nn, device: str | torch.device = "cpu") -> EmbeddingSanitizer:
-    """Read a sanitizer. `operations` supplies Linear and LayerNorm, see :class:`EmbeddingSanitizer`.
+def load(
+    path: str | Path,
+    operations: Any = nn,
+    device: str | torch.device = "cpu",
+    folders: Iterable[str | Path] = (WEIGHTS_FOLDER,),
+) -> EmbeddingSanitizer:
+    """Read a sanitizer. `operations` supplies Linear and LayerNorm, see :class:`EmbeddingSanitizer`. folders: where the
+    base of a file is looked for that has one.
 
     Raises SanitizerError, with one line, for a file that is missing, truncated, corrupt, foreign, of a newer version,
-    pickled, or whose tensors do not fit its own header or hold NaN.
+    pickled, whose tensors do not fit its own header or hold NaN, or whose base is gone.
     """
     path = Path(path)
+    info, tensors = _read(path)
+    if info.header.base is not None:
+        base = find_base(info, folders)
+        if base is None:
+            raise SanitizerError(
+                f"{path}: holds only what differs from {info.header.base.name}, which is not there any more or has "
+                "changed. Expected it in the same folders. Bring it back, or delete this file and adopt or train anew."
+            )
+        other, rest = _read(base)
+        if other.config != info.config or other.header.base is not None:
+            raise SanitizerError(f"{path}: damaged, it does not fit its base {base}. Train or fetch it again.")
+        tensors = rest | tensors
+    sanitizer = EmbeddingSanitizer(info.config, info.header, operations)
+    sanitizer.load_state_dict(_upgraded_tensors(tensors, info.version))
+    return sanitizer.to(device).eval().requires_grad_(False)
+
+
+def find_base(info: Info, folders: Iterable[str | Path]) -> Path | None:
+    """The file in one of the folders that a file has most from, unchanged; None where there is none."""
+    base = info.header.base
+    if base is None:
+        return None
+    paths = (Path(folder) / base.name for folder in folders)
+    return next((path for path in paths if path.is_file() and _sha256(path) == base.sha256), None)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read(path: Path) -> tuple[Info, dict[str, Tensor]]:
+    """A file, checked as far as it goes without its base."""
     with _open(path) as file:
         info = _info(path, file.metadata())
         found = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - no mapping
         # Built without memory first: a forged header must not make us allocate what it asks for.
         with torch.device("meta"):
             expected = _as_saved(EmbeddingSanitizer(info.config).state_dict(), info.version)
+        if info.header.base is not None:
+            expected = {name: value for name, value in expected.items() if name in STATISTICS}
         for name in sorted(expected.keys() | found.keys()):
             if name not in found or name not in expected:
                 what = "lacks the tensor" if name not in found else "holds an unknown tensor"
@@ -133,21 +189,29 @@ def load(path: str | Path, operations: Any = nn, device: str | torch.device = "c
     for name, value in tensors.items():
         if not _is_sound(value):
             raise SanitizerError(f"{path}: damaged, {name} holds {UNSOUND}. Train or fetch it again.")
-    sanitizer = EmbeddingSanitizer(info.config, info.header, operations)
-    sanitizer.load_state_dict(_upgraded_tensors(tensors, info.version))
-    return sanitizer.to(device).eval().requires_grad_(False)
+    return info, tensors
 
 
 def find(
     fingerprint: Fingerprint, folders: Iterable[str | Path] = (WEIGHTS_FOLDER,), concepts: Iterable[str] | None = None
 ) -> Path | None:
     """:func:`best` of the files in the folders."""
-    return best(fingerprint, [path for folder in folders for path in Path(folder).glob("*.safetensors")], concepts)
+    folders = list(folders)
+    paths = [path for folder in folders for path in Path(folder).glob("*.safetensors")]
+    return best(fingerprint, paths, concepts, folders)
 
 
-def best(fingerprint: Fingerprint, paths: Iterable[Path], concepts: Iterable[str] | None = None) -> Path | None:
+def best(
+    fingerprint: Fingerprint,
+    paths: Iterable[Path],
+    concepts: Iterable[str] | None = None,
+    folders: Iterable[str | Path] = (WEIGHTS_FOLDER,),
+    akin: bool = False,
+) -> Path | None:
     """The best-measured of the files that were trained on the encoder with this fingerprint and know all these
-    concepts; None where there is none.
+    concepts; None where there is none. folders: where bases are looked for; a file whose base is gone does not count.
+    akin: those trained on another encoder of the same kind and widths, and on no concepts but the pack's, which can be
+    tried on this one (:mod:`..training.adopt`).
 
     concepts None: what the pack's own concepts cover most of. A file whose concept has the name of one of the pack's,
     but was learned from another word list, does not count as knowing it. Files without figures come last; among equals
@@ -161,7 +225,14 @@ def best(fingerprint: Fingerprint, paths: Iterable[Path], concepts: Iterable[str
         except (SanitizerError, OSError) as error:
             logging.warning("Embedding Sanitizer: skipped a file. %s", error)
             continue
-        if info.header.encoder != fingerprint:
+        base = info.header.base
+        if akin:
+            # What was adopted itself has drifted as far as it may.
+            if base is not None or not _akin(info.header.encoder, fingerprint):
+                continue
+            if any(spec.name not in available() for spec in info.config.concepts):
+                continue
+        elif info.header.encoder != fingerprint or (base is not None and find_base(info, folders) is None):
             continue
         erasable = set(info.erasable)
         foreign = own_lists(info.header) & erasable
@@ -174,6 +245,13 @@ def best(fingerprint: Fingerprint, paths: Iterable[Path], concepts: Iterable[str
         rank = judge(info.header, spoken_for).rank
         ranked.append((len(spoken_for & set(available())), *rank, modified, path.name, path))
     return max(ranked, default=(None,))[-1]
+
+
+def _akin(one: Fingerprint, other: Fingerprint) -> bool:
+    """Whether two encoders differ in their weights, or in the layer that they put out, and in nothing else."""
+    kinds = [fingerprint.architecture.split(",")[0] for fingerprint in (one, other)]
+    widths = [(fingerprint.width, fingerprint.pooled_width) for fingerprint in (one, other)]
+    return one != other and kinds[0] == kinds[1] and widths[0] == widths[1]
 
 
 def load_pair(

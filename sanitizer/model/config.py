@@ -20,6 +20,8 @@ MAX_VOTES = 8
 MAX_LOWERED = 100.0
 """Logits by which a context concept may lower a threshold."""
 MAX_WORD_SCORES = 16
+UNLIMITED = 512
+"""Window of an encoder without windows of fixed size."""
 
 
 def check_number(name: str, value: Any, low: float, high: float) -> None:
@@ -79,7 +81,7 @@ class SanitizerConfig:
     """Channels D of a token embedding."""
     pooled_width: int = 0
     """Channels P of the pooled vector, 0 for none."""
-    window: int = 512
+    window: int = UNLIMITED
     """Most token embeddings that the networks see at once; longer inputs are split. For an encoder with a fixed number
     of them (CLIP: 77) it is that number, so that joined chunks are seen one by one, as in training."""
     constant_embeddings: int = 0

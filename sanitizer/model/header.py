@@ -1,6 +1,7 @@
 """What a sanitizer's file says beside its configuration and tensors."""
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import NamedTuple
@@ -10,15 +11,28 @@ from ..prompts.concepts import phrase_problem
 from .report import Report
 
 KEY = "anchors"
+BASE = "base"
 TRAINED_ON = "concepts"
 """Key of `training`: concept -> digest of the word list that it was trained on, see
 :func:`.prompts.concepts.digest`; files from before it lack it."""
 LANGUAGES = "languages"
 """Key of `training`: code of each language -> how well the encoder tells its unsafe phrases from harmless ones."""
+ADOPTED = "adopted"
+"""Key of `training`: of an adopted sanitizer (:mod:`..training.adopt`), the encoder that it was trained on (`from`) and
+the share of unseen phrases that it found there (`found`)."""
 DEEPEST = 16
 """Lists and objects inside each other in a header; a training writes five."""
 MOST_REPLACEMENTS = 256
 """Replacement pairs of a concept that a file holds."""
+
+
+class Base(NamedTuple):
+    """The file that a small one, which holds statistics alone, has everything else from."""
+
+    name: str
+    """Of the file, without a folder."""
+    sha256: str
+    """Of its bytes."""
 
 
 class Replacement(NamedTuple):
@@ -45,11 +59,14 @@ class Header:
     """Of the weights."""
     replacements: Mapping[str, Sequence[Replacement]] = field(default_factory=dict)
     """Concept -> its pairs, of concepts that differ from the files in concepts/ or have none there."""
+    base: Base | None = None
+    """Of a file that holds the encoder's statistics alone."""
 
     def to_dict(self) -> dict:
         """For JSON, where the replacements are called "anchors"."""
         values = asdict(self)
-        replacements = values.pop("replacements")
+        replacements, base = values.pop("replacements"), values.pop("base")
+        values |= {BASE: list(base)} if base else {}
         return values | (
             {KEY: {name: [list(pair) for pair in own] for name, own in replacements.items()}} if replacements else {}
         )
@@ -71,6 +88,7 @@ class Header:
             report=values["report"],
             licence=values["licence"],
             replacements=_replacements(values.get(KEY, {}), set(concepts)),
+            base=_base(values[BASE]) if BASE in values else None,
         )
 
 
@@ -105,6 +123,19 @@ def _fingerprint(values: object) -> Fingerprint:
     return Fingerprint.from_dict(values)
 
 
+def _base(values: object) -> Base:
+    name, digest = values if isinstance(values, list) and len(values) == 2 else (None, None)
+    # A plain name: what a file says must not lead out of the folders.
+    if not (
+        isinstance(name, str)
+        and isinstance(digest, str)
+        and re.fullmatch(r"\w[\w .+-]*\.safetensors", name)
+        and re.fullmatch("[0-9a-f]{64}", digest)
+    ):
+        raise ValueError(f"{BASE}: expected the name of a .safetensors file and its sha256, found {values!r:.120}")
+    return Base(name, digest)
+
+
 def _check_training(values: dict) -> None:
     """What is read again has its type; everything else is for people."""
     for name in ("examples", "steps", "seed"):
@@ -112,6 +143,10 @@ def _check_training(values: dict) -> None:
             raise ValueError(f"training, {name}: expected a whole number, found {values[name]!r:.80}")
     if not isinstance(values.get("config", {}), dict):
         raise ValueError(f"training, config: expected an object, found {type(values['config']).__name__}")
+    origin = values.get(ADOPTED, {"found": 0.0})
+    found = origin.get("found") if isinstance(origin, dict) else None
+    if not (isinstance(found, int | float) and 0 <= found <= 1):
+        raise ValueError(f"training, {ADOPTED}: expected an object with the share found, found {origin!r:.80}")
     digests = values.get(TRAINED_ON, {})
     if not isinstance(digests, dict) or not all(isinstance(value, str) for value in digests.values()):
         raise ValueError(f"training, {TRAINED_ON}: expected a text for each concept")

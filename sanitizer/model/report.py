@@ -1,7 +1,7 @@
 """The report that a sanitizer's file holds: figures on held-out data, read strictly, since a file may be anybody's."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -86,6 +86,12 @@ class Report:
         concepts = _listed(own.pop("concepts", []), ConceptReport, "concept", "phrases")
         sets = _listed(own.pop("sets", []), SetReport, "set", "name")
         return cls(concepts=concepts, sets=sets, **own)
+
+    def found(self, concepts: Collection[str]) -> float | None:
+        """Share of the held-out phrases of these concepts that reach the threshold; None where none was tried."""
+        measured = [(c.flagged, c.phrases) for c in self.concepts if c.name in concepts and c.flagged is not None]
+        tried = sum(phrases for _, phrases in measured)
+        return sum(share * phrases for share, phrases in measured) / tried if tried else None
 
     def to_text(self) -> str:
         """A short table for the terminal and the node."""

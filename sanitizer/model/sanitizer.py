@@ -151,6 +151,25 @@ class EmbeddingSanitizer(nn.Module):
             self.provenance_bounds,
         )
 
+    def set_statistics(self, normalizer: Normalizer, provenance: Provenance | None) -> None:
+        """Take these statistics of the encoder, of the shapes that the configuration says."""
+        for name in ("mean", "std", "constant", *(("pooled_mean", "pooled_std") if self.pooled_width else ())):
+            getattr(self, name).copy_(getattr(normalizer, name))
+        if provenance is not None:
+            for name in ("mean", "variance", "bounds", *(("directions",) if len(provenance.directions) else ())):
+                getattr(self, f"provenance_{name}").copy_(getattr(provenance, name))
+
+    def take_networks(self, other: "EmbeddingSanitizer") -> None:
+        """Copy the networks of another sanitizer. Raises SanitizerError for one of other concepts or sizes."""
+        try:
+            if other.config.concepts != self.config.concepts:
+                raise ValueError(f"its concepts are {', '.join(other.concepts)}, expected {', '.join(self.concepts)}")
+            self.score_net.load_state_dict(other.score_net.state_dict())
+            self.erase_net.load_state_dict(other.erase_net.state_dict())
+        except (ValueError, RuntimeError) as error:
+            said = " ".join(str(error).split())
+            raise SanitizerError(f"Sanitizer to start from: {said:.300}. Train without it.") from error
+
     def score(
         self,
         embeddings: Tensor,

@@ -91,6 +91,10 @@ class TrainingConfig:
     """Pairs of a step of the erase net."""
     learning_rate: float = 2e-3
     """Of AdamW, after a warm-up of a twentieth of the steps, with cosine decay."""
+    warm_share: float = 0.25
+    """Share of a full set that a training takes which goes on from another sanitizer's networks …"""
+    warm_rate: float = 0.5
+    """… and what the learning rate is multiplied by there."""
     weight_decay: float = 0.02
     """Of AdamW."""
     spliced: float = 0.4

@@ -108,12 +108,15 @@ def train_eraser(
     prompts: Sequence[Prompt],
     config: TrainingConfig,
     progress: Progress,
+    begun: bool = False,
 ) -> None:
     """Squared error on aligned embeddings, on the probe features, and along the directions in which linear probes tell
-    the targets of a concept from their anchors, where a small error is a large part of the concept."""
+    the targets of a concept from their anchors, where a small error is a large part of the concept. begun: the net was
+    trained on a similar encoder."""
     net, device = sanitizer.erase_net, sanitizer.mean.device
     assert isinstance(net, GatedEraser)
-    net.start()
+    if not begun:
+        net.start()
     pairs = AlignedPairs(dataset, labels, prompts, config)
     token_directions, feature_directions = (found.T.to(device) for found in telling_directions(pairs, labels))
 

@@ -13,7 +13,7 @@ import torch
 
 from ..encoders.base import Progress, TextEncoder
 from ..errors import SanitizerError
-from ..model.config import ConceptSpec, SanitizerConfig
+from ..model.config import UNLIMITED, ConceptSpec, SanitizerConfig
 from ..model.header import LANGUAGES, MOST_REPLACEMENTS, TRAINED_ON, Header, Replacement
 from ..model.provenance import Provenance
 from ..model.sanitizer import EmbeddingSanitizer
@@ -46,6 +46,7 @@ def fit(
     progress: Progress | None = None,
     templates: Templates | None = None,
     languages: Sequence[Language] | None = None,
+    start: EmbeddingSanitizer | None = None,
     config: TrainingConfig | None = None,
 ) -> tuple[EmbeddingSanitizer, Report]:
     """Train a sanitizer for an encoder.
@@ -54,7 +55,9 @@ def fit(
     both nets together, None for the default. device: where to train, None for the CPU. progress is called often with
     (stage, done, total, values); what it raises interrupts the training, and nothing is written. languages: beside
     English, None for those of concepts/languages/ where no templates are given; phrases of a language that the encoder
-    does not know are left out. config: every other number.
+    does not know are left out. start: a sanitizer of the same concepts for an encoder that differs in its weights
+    alone; training goes on from its networks, with smaller steps and, where `examples` does not say, fewer prompts.
+    config: every other number.
 
     Returns the sanitizer, in evaluation mode on the CPU, with the report and the replacement pairs of the user's own
     concepts in its header, and the report.
@@ -83,6 +86,9 @@ def fit(
         known = [code for code, value in told_apart.items() if value >= config.language_known]
         every, frames = with_languages(concepts, templates, languages, known)
         count = full_size(every, config.prompts) if examples is None else examples
+        if start is not None:
+            config = replace(config, learning_rate=config.learning_rate * config.warm_rate)
+            count = round(count * config.warm_share) if examples is None else examples
         config = config.for_examples(count, steps)
         prompts = training_prompts(every, frames, count, seed, config.prompts)
         if config.optimised:
@@ -94,10 +100,12 @@ def fit(
         texts = [prompt.text for prompt in prompts]
         provenance = measure_provenance(encoder, dataset, texts, config, seed, progress)
         sanitizer = _new_sanitizer(encoder, concepts, dataset, labels, provenance, config)
+        if start is not None:
+            sanitizer.take_networks(start)
         sanitizer.to(device or "cpu").train()
         spans = Spans(dataset, labels, sanitizer.config.score_span)
         train_detector(sanitizer, spans, config, progress)
-        train_eraser(sanitizer, dataset, labels, prompts, config, progress)
+        train_eraser(sanitizer, dataset, labels, prompts, config, progress, begun=start is not None)
         sanitizer.cpu().eval().requires_grad_(False)
         calibrate(sanitizer, encoder, every, frames, spans, config, examples=len(dataset), seed=seed, progress=progress)
     seconds = time.monotonic() - began
@@ -146,7 +154,7 @@ def _new_sanitizer(
         concepts=tuple(ConceptSpec(c.name, c.context, {n: v for n, v in c.lowers if n in names}) for c in concepts),
         width=width,
         pooled_width=pooled,
-        window=normalizer.window or 512,
+        window=normalizer.window or UNLIMITED,
         constant_embeddings=len(normalizer.constant),
         score_span=0 if normalizer.window else training.score_span,
         gated=True,
@@ -155,11 +163,7 @@ def _new_sanitizer(
         directions=0 if provenance is None else len(provenance.directions),
     )
     sanitizer = EmbeddingSanitizer(config)
-    for name in ("mean", "std", "constant", *(("pooled_mean", "pooled_std") if pooled else ())):
-        getattr(sanitizer, name).copy_(getattr(normalizer, name))
-    if provenance is not None:
-        for name in ("mean", "variance", "bounds", *(("directions",) if len(provenance.directions) else ())):
-            getattr(sanitizer, f"provenance_{name}").copy_(getattr(provenance, name))
+    sanitizer.set_statistics(normalizer, provenance)
     return sanitizer
 
 

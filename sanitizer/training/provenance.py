@@ -23,16 +23,18 @@ def measure_provenance(
     config: TrainingConfig,
     seed: int,
     progress: Progress,
+    directions: Tensor | None = None,
 ) -> Provenance | None:
     """Measure them on training prompts and on others of all lengths, cut from the same texts; None where neither token
-    embeddings nor a pooled vector are to be told.
+    embeddings nor a pooled vector are to be told. directions (K, D): known ones, which few prompts are enough to
+    measure along, where thousands are needed to find them.
 
     One half of the prompts gives the directions and what is expected along them, the other half the variances and the
     bounds: along the directions in which few prompts vary least, by construction, the same prompts hardly vary at all.
     """
     normalizer = dataset.normalizer
     width = len(normalizer.mean)
-    count = 0 if normalizer.causal else min(width, config.directions)
+    count = 0 if normalizer.causal else min(width, config.directions) if directions is None else len(directions)
     if not count and dataset.pooled is None:
         return None
     varied = EncodedDataset.encode(
@@ -47,13 +49,14 @@ def measure_provenance(
     scale = torch.where(normalizer.std > 0, 1 / normalizer.std.clamp_min(1e-12), 0.0)
     # What rounding may do to each channel, in its normalized units, squared.
     rounding = (config.rounding * normalizer.mean * scale) ** 2 + config.rounding**2 * (scale > 0)
-    directions = torch.zeros(count, width)
-    if count:
-        means = torch.cat([_mean(x, weight) for x, weight, _ in parts])
-        rest = means[one] - known[one] @ _fitted(known[one], means[one])
-        live = scale > 0
-        covariance = torch.cov(rest[:, live].T) + torch.diag(rounding[live])
-        directions[:, live] = torch.linalg.eigh(covariance).eigenvectors[:, :count].T
+    if directions is None:
+        directions = torch.zeros(count, width)
+        if count:
+            means = torch.cat([_mean(x, weight) for x, weight, _ in parts])
+            rest = means[one] - known[one] @ _fitted(known[one], means[one])
+            live = scale > 0
+            covariance = torch.cov(rest[:, live].T) + torch.diag(rounding[live])
+            directions[:, live] = torch.linalg.eigh(covariance).eigenvectors[:, :count].T
     # The bounds are all that is missing, and readings do not need them.
     unbound = Provenance(normalizer, directions, *(torch.zeros(0),) * 3)
     readings = torch.cat([unbound.readings(*part) for part in parts])

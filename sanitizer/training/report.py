@@ -88,24 +88,30 @@ def make_report(
     *,
     languages: Sequence[Language] = (),
     known: Sequence[str] = (),
+    like: Report | None = None,
     seed: int,
     progress: Progress,
 ) -> Report:
     """Measure a sanitizer on held-out data. `prompts` and `dataset` are the training set, on which the probe that
     looks for what is left of a concept is trained. languages: beside English; known: the codes of those whose phrases
-    were trained on. Spends about an eighth of the training set's encoding time, and what a search for strings takes."""
+    were trained on. Spends about an eighth of the training set's encoding time, and what a search for strings takes.
+    like: another report, whose prompts are tried again, without its further sets; the same word lists, templates and
+    seed give the same ones."""
     most, harmless = config.report_phrases, config.report_harmless
     sets = 2 * config.report_set * (2 * len(concepts) + len(languages))
     share = min(1.0, len(dataset) / 8 / (2 * most * len(concepts) + harmless + sets))
     generator = PromptGenerator(concepts, templates, seed, "held_out", config.prompts)
-    benign = [generator.benign() for _ in range(max(20, round(harmless * share)))]
+    tried, phrases = max(20, round(harmless * share)), max(8, round(most * share))
+    if like is not None:
+        tried, phrases = like.benign, max((concept.phrases for concept in like.concepts), default=0)
+    benign = [generator.benign() for _ in range(tried)]
     hard = [generator.hard_negative() for _ in range(len(benign) // 2)] if generator.hard else []
     units: dict[str, list[tuple[str, str]]] = {}
     for concept in concepts:
         pairs = [pair for pair in concept.pairs if pair.held_out]
         # The concept file's order goes by topic: a part of it must be drawn, not cut off.
         Random(seed).shuffle(pairs)
-        drawn = [generator.unit(concept, pair) for pair in pairs[: max(8, round(most * share))]]
+        drawn = [generator.unit(concept, pair) for pair in pairs[:phrases]]
         units[concept.name] = [(target.text, safe) for target, safe in drawn]
     texts = benign + hard + [text for pairs in units.values() for pair in pairs for text in pair]
     measured = measure_prompts(sanitizer, encoder, texts, progress, "report")
@@ -136,7 +142,7 @@ def make_report(
         if concept.context:
             continue
         result.counterfactuals_untouched = float((~measured.fired[safe, k]).float().mean())
-        if not fired.any():
+        if not fired.any() or not any(concept.name in prompt.concepts for prompt in prompts):
             continue
         probe = probes[concept.name] = _concept_probe(concept.name, prompts, dataset)
         before, after = measured.raw[unsafe][fired], measured.sanitized[unsafe][fired]
@@ -146,7 +152,7 @@ def make_report(
         safe_vectors = measured.raw[safe][fired][:, :width]
         result.nearness_before = float(F.cosine_similarity(before[:, :width], safe_vectors).mean())
         result.nearness_after = float(F.cosine_similarity(after[:, :width], safe_vectors).mean())
-    if round(config.report_set * share) < FEWEST_OF_SET:
+    if like is not None or round(config.report_set * share) < FEWEST_OF_SET:
         return report
     erased = [concept for concept in concepts if not concept.context]
     kinds = _kinds(erased, generator, share, config)

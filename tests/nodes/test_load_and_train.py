@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -216,6 +218,74 @@ def test_a_concept_called_like_one_of_the_packs_is_called_out(run, load, mine, c
 def test_auto_refuses_a_concept_that_nothing_knows(run, load, models, clip, error):
     with pytest.raises(error, match="'van_gogh'"):
         run(load, sanitizer_name="auto", concepts="van gogh", clip=clip)
+
+
+@pytest.fixture
+def relative(pack, models, clip):
+    """The shipped sanitizer, as if trained on the connected CLIP before a LoRA, with few figures to check."""
+    artifact = pack("sanitizer.model.artifact")
+    sanitizer = artifact.load(pack("nodes").__path__[0] + "/../weights/minilm-causal.safetensors")
+    own = pack("nodes.adapter.clip").ComfyTextEncoder(clip).fingerprint
+    concepts = [{"name": name, "phrases": 8, "flagged": 0.15} for name in sanitizer.erasable]
+    sanitizer.header = replace(
+        sanitizer.header,
+        encoder=replace(own, weights="0" * 64),
+        training=dict(sanitizer.header.training) | {"examples": 0},
+        report={"concepts": concepts, "benign": 20, "benign_identical": 0.9},
+    )
+    path = models / "base.safetensors"
+    artifact.save(sanitizer, path)
+    return path
+
+
+def test_auto_adopts_the_sanitizer_of_a_clip_of_the_same_kind(run, load, relative, clip, pack, monkeypatch):
+    first = run(load, sanitizer_name="auto", concepts="nudity", clip=clip)
+    [message] = first.ui["embedding_sanitizer"]
+    assert message["text"].startswith("Adopted and saved base-")
+    said = r"Adopted from base\.safetensors, which .* it finds [3-6]\d % here and 15 % there\."
+    assert re.search(said, message["text"])
+    path = first.args[0].path
+    assert path.parent.name == "adopted" and path.stat().st_size < relative.stat().st_size / 50
+    conditioning = clip.encode_from_tokens_scheduled(clip.tokenize("a nude woman"))
+    node = pack("nodes.sanitize_conditioning").SanitizeConditioning
+    out = run(node, conditioning=conditioning, sanitizer=first.args[0], strength=1.0, threshold=0.5)
+    assert out.ui["embedding_sanitizer"][0]["state"] == "changed"
+    # At once the second time, and not among the files to choose from.
+    monkeypatch.setattr(pack("nodes.adapter.training"), "adoption_of", None)
+    second = run(load, sanitizer_name="auto", concepts="nudity", clip=clip)
+    assert second.ui["embedding_sanitizer"][0]["text"].startswith("Found base-")
+    assert second.args[0].path == path
+    assert pack("nodes.adapter.folders").names() == ["base.safetensors"]
+
+
+@pytest.mark.parametrize("near", [True, False])
+def test_what_is_not_adopted_is_trained_from_it_where_it_is_near(run, load, relative, clip, pack, monkeypatch, near):
+    refused = SimpleNamespace(kept=False, near=near, reasons=("worse",))
+    monkeypatch.setattr(pack("nodes.adapter.training"), "adoption_of", lambda *_a, **_o: refused)
+    seen = []
+
+    def stop(*_arguments, **options):
+        seen.append(options)
+        raise InterruptedError
+
+    monkeypatch.setattr(pack("nodes.adapter.training").training, "fit", stop)
+    with pytest.raises(InterruptedError):
+        run(load, sanitizer_name="auto", concepts="nudity", clip=clip)
+    assert (seen[0]["start"] is not None) == near
+    assert [path.name for path in relative.parent.iterdir()] == ["base.safetensors"]
+
+
+def test_a_hundred_lora_strengths_do_not_fill_the_disk(pack, models, monkeypatch):
+    folders = pack("nodes.adapter.folders")
+    monkeypatch.setattr(folders, "MOST_ADOPTED", 3)
+    (models / folders.ADOPTED).mkdir()
+    for age in range(6):
+        fingerprint = pack("sanitizer.encoders.base").Fingerprint("Toy", 8, 0, f"{age:064d}"[::-1])
+        path = folders.adopted_path(models / "base.safetensors", fingerprint)
+        path.write_bytes(b"")
+        os.utime(path, (1000 + age, 1000 + age))
+    kept = sorted(path.name for path in (models / folders.ADOPTED).iterdir())
+    assert kept == [f"base-{age}000000000000000.safetensors" for age in (3, 4, 5)]
 
 
 def test_training_saves_and_equal_inputs_load(run, trainer, models, clip):
