@@ -21,18 +21,11 @@ from ...sanitizer.model.report import Report
 from ...sanitizer.model.sanitizer import EmbeddingSanitizer, Sanitized, Scores
 from .clip import ComfyTextEncoder
 from .conditioning import Part, Summary, entries, parts, sanitize_entry
+from .families import makers
 from .folders import places
 from .written import WRITTEN, How
 
 SanitizerSocket = io.Custom("SANITIZER")
-
-KNOWN_WIDTHS = {
-    768: "CLIP-L (Stable Diffusion 1.x)",
-    1024: "OpenCLIP-H (Stable Diffusion 2.x)",
-    1280: "CLIP-G (SDXL refiner)",
-    2048: "CLIP-L and CLIP-G (SDXL)",
-    4096: "T5-XXL (Flux, SD3 and others)",
-}
 
 
 @dataclass(frozen=True)
@@ -200,10 +193,10 @@ class LoadedSanitizer:
         width, pooled = part.embeddings.shape[2], 0 if part.pooled is None else part.pooled.shape[-1]
         if (width, pooled) == (model.width, model.pooled_width):
             return
-        known = KNOWN_WIDTHS.get(width)
+        known = makers(width)
         raise SanitizerError(
             f"The sanitizer {self.path.name} was trained on {self.fingerprint}, but {part.keys[0]!r} of this "
             f"conditioning has {width} channels{f', pooled {pooled}' if pooled else ' and no pooled vector'}"
-            f"{f', as {known} makes them' if known else ''}. "
+            f"{f', as of {known}' if known else ''}. "
             "Connect the sanitizer of this text encoder, or choose 'auto' in Load Sanitizer with its CLIP connected."
         )

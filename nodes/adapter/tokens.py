@@ -2,7 +2,7 @@
 
 ComfyUI's tokenizers give `{key: [[(id or embedding, weight), …] per chunk]}`. The rows follow from it: CLIP-L and
 CLIP-G share theirs, T5 appends its own (SD3) or takes CLIP's place (Flux), language models cut a template off the
-front.
+front, and some the template's end behind the prompt.
 """
 
 import re
@@ -11,14 +11,23 @@ from contextlib import suppress
 from itertools import accumulate
 
 EMBEDDING = "[embedding]"
+CLIPS = ("l", "g", "h")
+"""Keys of CLIP's tokens."""
+DIFFERENT = ("kite", "7")
+"""Prompts that have no token in common; what their tokens have in common is the template."""
 WEIGHT = re.compile(r"(?<!\\)[()]|:\s*[-+]?[\d.]+(?=\s*\))")
 """The parts of `(word:1.3)` that reach no tokenizer."""
 
 
 def row_tokens(clip, tokens: dict, rows: int) -> list[str]:
-    """Token string of each of the `rows` rows, "" for BOS, EOS, padding and rows whose token is not known."""
+    """Token string of each of the `rows` rows, "" for BOS, EOS, padding, the template that a language model puts around
+    the prompt, and rows whose token is not known."""
     strings = {key: _strings(_tokenizer(clip, key), chunks) for key, chunks in tokens.items()}
-    clips = [key for key in ("l", "g", "h") if strings.get(key)]
+    around = {key: _template(clip, key, tokens[key]) for key in strings if strings[key]}
+    for key, (front, back) in around.items():
+        strings[key][:front] = [""] * front
+        strings[key][len(strings[key]) - back :] = [""] * back
+    clips = [key for key in CLIPS if strings.get(key)]
     others = [key for key in strings if strings[key] and key not in clips]
     shared = min((strings[key] for key in clips), key=len, default=[])
     for other in others:
@@ -27,9 +36,40 @@ def row_tokens(clip, tokens: dict, rows: int) -> list[str]:
     for own in [shared, *(strings[key] for key in others)]:
         if own and len(own) == rows:
             return own
-    if len(strings) == 1 and others and len(strings[others[0]]) > rows:
-        return strings[others[0]][-rows:]
+    longer = [key for key in others if len(strings[key]) > rows and (len(strings) == 1 or around[key][0])]
+    if len(longer) == 1:
+        [key] = longer
+        front, back = around[key]
+        both = back and len(strings[key]) - front - back == rows
+        return strings[key][front : front + rows] if both else strings[key][-rows:]
     return [""] * rows
+
+
+def _template(clip, key: str, chunks: list) -> tuple[int, int]:
+    """How many tokens of a language model's one chunk stand before the prompt and how many behind it and its padding;
+    (0, 0) for other encoders, and for a template that is not the tokenizer's own."""
+    tokenizer = _tokenizer(clip, key)
+    if key in CLIPS or getattr(tokenizer, "end_token", None) is not None or not hasattr(clip, "tokenize"):
+        return 0, 0
+    # Not the empty prompt, which has a template of its own in some models.
+    one, other = (clip.tokenize(text).get(key, []) for text in DIFFERENT)
+    if not len(chunks) == len(one) == len(other) == 1:
+        return 0, 0
+    own, one, other = ([entry[0] for entry in chunk] for [chunk] in (chunks, one, other))
+    front = _alike(one, other)
+    back = _alike(one[front:][::-1], other[front:][::-1])
+    pad = getattr(tokenizer, "pad_token", None)
+    ends = [place for place, token in enumerate(one[::-1][:back]) if isinstance(token, int) and token == pad]
+    back = min(ends, default=back)
+    if _alike(own, one) < front or _alike(own[::-1], one[::-1]) < back or front + back > len(own):
+        return 0, 0
+    return front, back
+
+
+def _alike(one: list, other: list) -> int:
+    """How many tokens two lists begin with alike."""
+    same = (isinstance(a, int) and isinstance(b, int) and a == b for a, b in zip(one, other, strict=False))
+    return next((place for place, equal in enumerate(same) if not equal), min(len(one), len(other)))
 
 
 def has_text(tokens: list[str]) -> bool:

@@ -15,7 +15,8 @@ THRESHOLD = 0.5
 """The calibrated operating point of every concept: calibration puts it at this score."""
 MAX_STRENGTH = 2.0
 MAX_CONCEPTS = 64
-MAX_SIZE = 32_768
+MAX_SIZE = 65_536
+"""Of what a file may ask for; Ideogram 4 has 53,248 channels."""
 MAX_VOTES = 8
 MAX_LOWERED = 100.0
 """Logits by which a context concept may lower a threshold."""

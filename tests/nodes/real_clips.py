@@ -1,28 +1,120 @@
 """ComfyUI's own composite text encoders with few layers and random weights."""
 
+from contextlib import suppress
+from importlib import import_module
+from io import BytesIO
+
+import pytest
 import torch
 
 CLIP_CONFIG = {"num_hidden_layers": 3, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64}
 T5_CONFIG = {"num_layers": 1, "d_model": 32, "d_ff": 64, "d_kv": 8, "num_heads": 4}
+LLAMA_CONFIG = {
+    "num_hidden_layers": 4, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+}  # fmt: skip
+# FLUX.2 Klein puts out layers 9, 18 and 27, Ideogram 4 and Krea 2 more of them.
+DEEP_CONFIG = LLAMA_CONFIG | {"num_hidden_layers": 36}
 OPTIONS = {
-    "clip_l_model_config": CLIP_CONFIG,
-    "clip_g_model_config": CLIP_CONFIG,
-    "t5xxl_model_config": T5_CONFIG,
-    "umt5xxl_model_config": T5_CONFIG,
+    f"{name}_model_config": config
+    for config, names in (
+        (CLIP_CONFIG, "clip_l clip_g clip_h"),
+        (T5_CONFIG, "t5xxl umt5xxl pile_t5xl t5base"),
+        (LLAMA_CONFIG, "qwen25_7b qwen25_3b qwen3_2b qwen3_06b gemma2_2b"),
+        (DEEP_CONFIG, "qwen3_4b qwen3vl_4b qwen3vl_8b"),
+    )
+    for name in names.split()
 }
+MODELS = {
+    "sd15": ("comfy.sd1_clip", "SD1ClipModel", "SD1Tokenizer"),
+    "sd2": ("comfy.text_encoders.sd2_clip", "SD2ClipModel", "SD2Tokenizer"),
+    "sdxl": ("comfy.sdxl_clip", "SDXLClipModel", "SDXLTokenizer"),
+    "sdxl_refiner": ("comfy.sdxl_clip", "SDXLRefinerClipModel", "SDXLTokenizer"),
+    "sd3": ("comfy.text_encoders.sd3_clip", "SD3ClipModel", "SD3Tokenizer"),
+    "flux": ("comfy.text_encoders.flux", "FluxClipModel", "FluxTokenizer"),
+    "t5": ("comfy.text_encoders.pixart_t5", "PixArtT5XXL", "PixArtTokenizer"),
+    "wan": ("comfy.text_encoders.wan", "WanT5Model", None),
+    "aura_flow": ("comfy.text_encoders.aura_t5", "AuraT5Model", "AuraT5Tokenizer"),
+    "stable_audio": ("comfy.text_encoders.sa_t5", "SAT5Model", "SAT5Tokenizer"),
+    "cosmos": ("comfy.text_encoders.cosmos", "te()", "CosmosT5Tokenizer"),
+    "mochi": ("comfy.text_encoders.genmo", "mochi_te()", "MochiT5Tokenizer"),
+    "ltxv": ("comfy.text_encoders.lt", "ltxv_te()", "LTXVT5Tokenizer"),
+    "qwen_image": ("comfy.text_encoders.qwen_image", "te()", "QwenImageTokenizer"),
+    "hunyuan_image": ("comfy.text_encoders.hunyuan_image", "te(byt5=False)", "HunyuanImageTokenizer"),
+    "omnigen2": ("comfy.text_encoders.omnigen2", "te()", "Omnigen2Tokenizer"),
+    "z_image": ("comfy.text_encoders.z_image", "te()", "ZImageTokenizer"),
+    "klein": ("comfy.text_encoders.flux", "klein_te()", "KleinTokenizer"),
+    "kandinsky5": ("comfy.text_encoders.kandinsky5", "te()", "Kandinsky5Tokenizer"),
+    "longcat": ("comfy.text_encoders.longcat_image", "te()", "LongCatImageTokenizer"),
+    "ovis": ("comfy.text_encoders.ovis", "te()", "OvisTokenizer"),
+    "cogvideo": ("comfy.text_encoders.cogvideo", "cogvideo_te()", "CogVideoXTokenizer"),
+    "lumina2": ("comfy.text_encoders.lumina2", "te()", "LuminaTokenizer"),
+    "pixeldit": ("comfy.text_encoders.pixeldit", "pixeldit_te()", "PixelDiTGemma2Tokenizer"),
+    "ideogram4": ("comfy.text_encoders.ideogram4", "te()", "Ideogram4Tokenizer"),
+    "krea2": ("comfy.text_encoders.krea2", "te()", "Krea2Tokenizer"),
+    "mage_flow": ("comfy.text_encoders.mage_flow", "te()", "MageFlowTokenizer"),
+    "boogu": ("comfy.text_encoders.boogu", "te()", "BooguTokenizer"),
+    "joyimage": ("comfy.text_encoders.joyimage", "te()", "JoyImageTokenizer"),
+    "anima": ("comfy.text_encoders.anima", "te()", "AnimaTokenizer"),
+}
+"""Family -> module, text model (with "()": what makes its class) and tokenizer, or None for one that is made here."""
 
 
 def make(kind):
+    """A CLIP of that family; skips the test where this ComfyUI does not know it."""
     import comfy.sd
-    import comfy.text_encoders.flux as flux
-    import comfy.text_encoders.pixart_t5 as pixart
+
+    where, model, tokenizer_name = MODELS[kind]
+    try:
+        module = import_module(where)
+        name, call, options = model.partition("(")
+        found = getattr(module, name)
+    except (ImportError, AttributeError):
+        pytest.skip(f"this ComfyUI has no {kind}")
+    made = found(**({"byt5": False} if "byt5" in options else {})) if call else found
+
+    class Target:
+        params: dict = {}  # noqa: RUF012
+        clip = made
+        tokenizer = getattr(module, tokenizer_name) if tokenizer_name else _wan_tokenizer()
+
+    # SD3 pads its CLIP rows to T5's 4096 channels.
+    width = {"t5xxl_model_config": T5_CONFIG | {"d_model": 4096}} if kind == "sd3" else {}
+    with pytest.MonkeyPatch.context() as patch:
+        # Qwen-VL sees pictures through hundreds of millions of further weights, which no text passes.
+        for tower in ("qwen_vl.Qwen2VLVisionTransformer", "qwen3vl.Qwen3VLVisionModel"):
+            with suppress(ImportError):
+                patch.setattr(f"comfy.text_encoders.{tower}", lambda *_some, **_options: torch.nn.Module())
+        pieces = {"spiece_model": _gemma_pieces()} if kind in ("lumina2", "pixeldit") else {}
+        clip = comfy.sd.CLIP(Target, embedding_directory=None, model_options=OPTIONS | width, tokenizer_data=pieces)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in clip.cond_stage_model.parameters():
+            matrix = parameter.ndim > 1
+            parameter.copy_(torch.randn(parameter.shape) * (0.05 if matrix else 0.01) + (0 if matrix else 1))
+    return clip
+
+
+def _gemma_pieces():
+    """Gemma's vocabulary comes with its checkpoint; this one is learned from a few words."""
+    import sentencepiece
+
+    words = ["a", "red", "boat", "nude", "woman", "oil", "painting", "tea", "user", "assistant", "Prompt", "Start"]
+    made = BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([" ".join(words[at:] + words[:at]) for at in range(len(words))] * 20),
+        model_writer=made, vocab_size=80, hard_vocab_limit=False, model_type="bpe", minloglevel=2,
+        pad_id=0, eos_id=1, bos_id=2, unk_id=3,
+    )  # fmt: skip
+    return torch.frombuffer(bytearray(made.getvalue()), dtype=torch.uint8)
+
+
+def _wan_tokenizer():
+    """Wan's own vocabulary comes with its checkpoint; its 512 rows do not depend on it."""
     import comfy.text_encoders.sd3_clip as sd3
-    import comfy.text_encoders.wan as wan
-    from comfy import sd1_clip, sdxl_clip
+    from comfy import sd1_clip
 
     class WanPieces(sd3.T5XXLTokenizer):
-        """Wan's own vocabulary comes with its checkpoint; its 512 rows do not depend on it."""
-
         def __init__(self, embedding_directory=None, tokenizer_data={}):  # noqa: B006 - as in ComfyUI
             super().__init__(embedding_directory, tokenizer_data, min_length=512)
             self.embedding_key = "umt5xxl"
@@ -31,25 +123,4 @@ def make(kind):
         def __init__(self, embedding_directory=None, **_options):
             super().__init__(embedding_directory, clip_name="umt5xxl", tokenizer=WanPieces)
 
-    models = {
-        "sd15": (sd1_clip.SD1ClipModel, sd1_clip.SD1Tokenizer),
-        "sdxl": (sdxl_clip.SDXLClipModel, sdxl_clip.SDXLTokenizer),
-        "sd3": (sd3.SD3ClipModel, sd3.SD3Tokenizer),
-        "flux": (flux.FluxClipModel, flux.FluxTokenizer),
-        "t5": (pixart.PixArtT5XXL, pixart.PixArtTokenizer),
-        "wan": (wan.WanT5Model, WanTokenizer),
-    }
-
-    class Target:
-        params: dict = {}  # noqa: RUF012
-        clip, tokenizer = models[kind]
-
-    # SD3 pads its CLIP rows to T5's 4096 channels.
-    width = {"t5xxl_model_config": T5_CONFIG | {"d_model": 4096}} if kind == "sd3" else {}
-    clip = comfy.sd.CLIP(Target, embedding_directory=None, model_options=OPTIONS | width)
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for parameter in clip.cond_stage_model.parameters():
-            matrix = parameter.ndim > 1
-            parameter.copy_(torch.randn(parameter.shape) * (0.05 if matrix else 0.01) + (0 if matrix else 1))
-    return clip
+    return WanTokenizer

@@ -1,4 +1,4 @@
-"""ComfyUI's own composite text encoders with few layers and random weights: SDXL, SD3, Flux, T5 alone (Chroma), Wan.
+"""ComfyUI's own composite text encoders with few layers and random weights, a family of models each.
 
 Needs COMFYUI_PATH; there is no stand-in for these.
 """
@@ -9,7 +9,13 @@ import torch
 PROMPTS = ["a red boat", "", "a nude woman, oil painting", "tea " * 120, "a (red:1.3) boat"]
 
 
-@pytest.fixture(params=["sd15", "sdxl", "sd3", "flux", "t5", "wan"])
+@pytest.fixture(
+    params=[
+        "sd15", "sd2", "sdxl", "sdxl_refiner", "sd3", "flux", "t5", "wan", "aura_flow", "stable_audio", "cosmos",
+        "mochi", "ltxv", "cogvideo", "qwen_image", "hunyuan_image", "omnigen2", "z_image", "klein", "kandinsky5",
+        "longcat", "ovis", "lumina2", "pixeldit", "ideogram4", "krea2", "mage_flow", "boogu", "joyimage",
+    ]
+)  # fmt: skip
 def kind(request, stock, helper):
     return request.param, helper("real_clips").make(request.param)
 
@@ -30,6 +36,7 @@ def test_batches_equal_single_prompts(kind, pack):
             torch.testing.assert_close(encoding.pooled[index], extras["pooled_output"][0], atol=1e-3, rtol=1e-3)
 
 
+@pytest.mark.parametrize("kind", ["sd15", "sdxl", "sd3", "flux", "t5", "wan"], indirect=True)
 def test_which_are_encoded_in_batches(kind, pack):
     name, clip = kind
     encoder = pack("nodes.adapter.clip").ComfyTextEncoder(clip)
@@ -39,11 +46,21 @@ def test_which_are_encoded_in_batches(kind, pack):
         assert encoder._batches is (name != "sd3")
 
 
+def _joined(offsets):
+    found = []
+    for start, end in offsets:
+        if found and found[-1][1] == start:
+            start = found.pop()[0]
+        found.append((start, end))
+    return found
+
+
 def test_words_stand_in_the_right_rows(kind, pack):
     name, clip = kind
     encoding = pack("nodes.adapter.clip").ComfyTextEncoder(clip).encode(["a red woman"])
     [tokens], [offsets] = encoding.tokens, encoding.offsets
-    words = ["a red woman"[start:end] for start, end in offsets if end]
+    # A word of several tokens is one, as its pieces touch.
+    words = ["a red woman"[start:end] for start, end in _joined(offset for offset in offsets if offset[1])]
     # SD3 has the prompt twice, from CLIP and from T5.
     assert words == ["a", "red", "woman"] * (2 if name == "sd3" else 1)
     assert offsets[next(row for row, token in enumerate(tokens) if "red" in token)] == (2, 5)
@@ -106,3 +123,10 @@ def test_gradients_reach_the_token_embeddings_outside_inference_mode(kind, pack)
         assert gradient.isfinite().all() and gradient.norm() > 0
         after = distance((own - 1e-3 * gradient / gradient.norm() * own.norm()).detach())
     assert after < before
+
+
+@pytest.mark.parametrize("kind", ["anima"], indirect=True)
+def test_a_family_with_text_in_another_place_is_refused_by_name(kind, pack):
+    _, clip = kind
+    with pytest.raises(pack("sanitizer.errors").SanitizerError, match=r"t5xxl_ids.*Anima"):
+        pack("nodes.adapter.clip").ComfyTextEncoder(clip).encode(["a red boat"])

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "conditioning.md"
+MODELS = DOCUMENT.with_name("models.md")
 
 
 @pytest.fixture(scope="module")
@@ -23,6 +24,17 @@ def test_the_document_shows_the_table(keys):
         (" ".join(f"`{key}`" for key in row.keys), row.kind.name, row.fate.value, row.made_by) for row in keys.TABLE
     ]
     assert rows == expected
+
+
+def test_the_page_on_models_shows_the_table_of_families(pack, helper):
+    families = pack("nodes.adapter.families").TABLE
+    row = r"^\| (.*?) \| (tested|refused|untested) \|(.*?)\|(.*?)\|(.*?)\|$"
+    rows = re.findall(row, MODELS.read_text(encoding="utf-8"), re.MULTILINE)
+    numbers = [(f"{own.width:,}" if own.width else "", f"{own.pooled:,}" if own.pooled else "") for own in families]
+    expected = [(own.models, own.state.value, *both, own.text) for own, both in zip(families, numbers, strict=True)]
+    assert [tuple(cell.strip() for cell in row) for row in rows] == expected
+    made = {own.made_as for own in families if own.state.value == "tested"}
+    assert made == set(helper("real_clips").MODELS) - {"anima"}
 
 
 def test_every_key_has_one_row(keys):
