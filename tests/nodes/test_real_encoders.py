@@ -28,7 +28,9 @@ def test_batches_equal_single_prompts(kind, pack):
         with torch.inference_mode():
             [[cond, extras]] = clip.encode_from_tokens_scheduled(clip.tokenize(prompt))
         rows = cond.shape[1]
-        torch.testing.assert_close(encoding.embeddings[index, :rows], cond[0].float(), atol=1e-3, rtol=1e-3)
+        # ComfyUI 0.3.64 itself gives NaN for a weighted word to OmniGen2; the nodes refuse that.
+        close = {"atol": 1e-3, "rtol": 1e-3, "equal_nan": True}
+        torch.testing.assert_close(encoding.embeddings[index, :rows], cond[0].float(), **close)
         assert not encoding.mask[index, rows:].any()
         if extras["pooled_output"] is None:
             assert encoding.pooled is None
