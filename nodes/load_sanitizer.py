@@ -11,7 +11,7 @@ from ..sanitizer.prompts.concepts import load_concepts
 from .adapter import folders
 from .adapter.clip import ComfyTextEncoder
 from .adapter.handle import LoadedSanitizer, SanitizerSocket
-from .adapter.training import Plan, adopt, choose_examples, train
+from .adapter.training import Plan, adopt, choose_examples, fitting_minutes, train
 from .adapter.ui import CATEGORY, Progress, found_as, listed, ui
 
 AUTO = "auto"
@@ -110,6 +110,8 @@ class LoadSanitizer(io.ComfyNode):
             path, start = adopt(encoder, relative, progress)
             if path is not None:
                 return LoadedSanitizer.load(path, wanted), "Adopted and saved"
+        if start is not None and start.concepts != tuple(concept.name for concept in everything):
+            start = None
         path, plan = cls._train(encoder, everything, progress, start)
         return LoadedSanitizer.load(path, wanted), f"Trained on {plan} and saved"
 
@@ -119,7 +121,10 @@ class LoadSanitizer(io.ComfyNode):
     ) -> tuple[Path, Plan]:
         progress.say("No sanitizer for this CLIP yet. Measuring how fast it encodes…")
         plan = choose_examples(encoder, concepts, warm=start is not None)
-        progress.say(f"Training one, once: encoding {plan} takes about {plan.minutes:.1f} min, then fitting.")
+        fitting = fitting_minutes(encoder, concepts, plan.examples, None)
+        progress.say(
+            f"Training one, once: encoding {plan} takes about {plan.minutes:.1f} min, fitting about {fitting:.1f} min."
+        )
         name = encoder.architecture.split(",")[0]
         path = folders.save_path(f"auto-{name}-{encoder.fingerprint.weights[:8]}")
         train(encoder, concepts, path, examples=plan.examples, steps=None, seed=0, progress=progress, start=start)

@@ -101,11 +101,13 @@ class _Prompt:
     def __init__(self, sanitizer: LoadedSanitizer, result: Sanitized, index: int, text: str, tokens, offsets) -> None:
         names = sanitizer.names
         self.text, self.tokens, self.names, self.erasable = text, tokens, names, sanitizer.concepts
-        self.unchosen = [name for name in sanitizer.erasable if name not in sanitizer.concepts]
         self.token_scores = result.scores.tokens[index].cpu()
         self.prompt_scores = dict(zip(names, result.scores.prompt[index].tolist(), strict=True))
         self.flagged = bool(result.flagged[index])
         self.fired = [name for name, hit in zip(names, result.fired[index].tolist(), strict=True) if hit]
+        missed = zip(names, sanitizer.missed(result)[index].tolist(), strict=True)
+        self.others = {name: self.prompt_scores[name] for name, hit in missed if hit and name not in sanitizer.concepts}
+        """Concepts that reach their thresholds and are not among the chosen ones, with their scores."""
         self.words = words(text, tokens, offsets, self.token_scores, names)
         # What fires is told by name, with its words; where nothing does, a word may still reach the threshold alone.
         told = self.fired or self.erasable
@@ -115,11 +117,6 @@ class _Prompt:
     def score(self) -> float:
         """Highest prompt score of a concept that the sanitizer is to erase."""
         return max(self.prompt_scores[name] for name in self.erasable)
-
-    @property
-    def others(self) -> dict[str, float]:
-        """Concepts that reach the threshold and are not among the chosen ones, with their scores."""
-        return {name: self.prompt_scores[name] for name in self.unchosen if self.prompt_scores[name] >= THRESHOLD}
 
     def record(self) -> dict:
         """For the JSON output."""

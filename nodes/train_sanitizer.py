@@ -9,7 +9,7 @@ from ..sanitizer.prompts.concepts import Concept, load_concepts, parse_custom_co
 from .adapter import folders
 from .adapter.clip import ComfyTextEncoder
 from .adapter.handle import LoadedSanitizer, SanitizerSocket
-from .adapter.training import Curve, choose_examples, settings_hash, train
+from .adapter.training import Curve, choose_examples, fitting_minutes, settings_hash, train
 from .adapter.ui import CATEGORY, Progress, found_as, table, ui
 
 NONE = "none"
@@ -81,7 +81,8 @@ class TrainSanitizer(io.ComfyNode):
                 progress.say("Measuring how fast this CLIP encodes…")
                 plan = choose_examples(encoder, wanted)
                 count, shown = plan.examples, str(plan)
-                progress.say(f"Encoding {shown} takes about {plan.minutes:.1f} min, then fitting.")
+                fitting = fitting_minutes(encoder, wanted, count, steps or None)
+                progress.say(f"Encoding {shown} takes about {plan.minutes:.1f} min, fitting about {fitting:.1f} min.")
             curve = train(encoder, wanted, path, examples=count, steps=steps or None, seed=seed, progress=progress)
             said = f"Trained on {shown} and saved as {path.name}."
         else:

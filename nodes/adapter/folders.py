@@ -1,7 +1,7 @@
 """The model folder `sanitizers`: where sanitizer files are looked for and saved."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import folder_paths
@@ -33,9 +33,9 @@ def names() -> list[str]:
     return [name for name in _names() if Path(name).parts[0] != ADOPTED]
 
 
-def places() -> list[Path]:
-    """The folders that sanitizer files lie in."""
-    return list(dict.fromkeys(path.parent for path in _paths()))
+def places() -> Iterator[Path]:
+    """The folders that sanitizer files lie in; they are not looked for before the first is asked for."""
+    yield from dict.fromkeys(path.parent for path in _paths())
 
 
 def resolve(name: str) -> Path:
@@ -80,7 +80,7 @@ def adopted_path(base: Path, fingerprint: Fingerprint) -> Path:
 def find(fingerprint: Fingerprint, concepts: Iterable[str]) -> Path | None:
     """The best-measured file that was trained on that encoder, or adopted for it, and knows all these concepts, see
     :func:`best`."""
-    return best(fingerprint, _paths(), concepts, places())
+    return best(fingerprint, _paths(), concepts, list(places()))
 
 
 def akin(fingerprint: Fingerprint, concepts: Iterable[str]) -> Path | None:

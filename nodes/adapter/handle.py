@@ -163,7 +163,7 @@ class LoadedSanitizer:
         """What was done to the prompts of a part, and why to no others."""
         prompt = result.scores.prompt
         config = self.patcher.model.config
-        missed = (margins(config, prompt) >= 0) & ~result.fired
+        missed = self.missed(result)
         lowered = (result.fired & (prompt < threshold)).any(dim=1)
         present = {
             spec.name: lowered & (prompt[:, k] >= CALIBRATED) for k, spec in enumerate(config.concepts) if spec.context
@@ -178,10 +178,16 @@ class LoadedSanitizer:
             missed={
                 name: float(prompt[missed[:, k], k].max())
                 for k, name in enumerate(self.names)
-                if name in self.erasable and bool(missed[:, k].any())
+                if bool(missed[:, k].any())
             },
             lowered=[name for name, where in present.items() if bool(where.any())],
         )
+
+    def missed(self, result: Sanitized) -> Tensor:
+        """(B, K) bool: concepts that can be erased and reach their calibrated thresholds, but did not fire."""
+        found = (margins(self.patcher.model.config, result.scores.prompt) >= 0) & ~result.fired
+        found[:, [k for k, name in enumerate(self.names) if name not in self.erasable]] = False
+        return found
 
     def _ready(self) -> EmbeddingSanitizer:
         # In full, because the parts that are no Linear or LayerNorm cannot run from another device.

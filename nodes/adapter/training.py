@@ -84,6 +84,15 @@ def choose_examples(encoder: ComfyTextEncoder, concepts: Sequence[Concept], warm
     return Plan(count, full, (count * (1 + CHECKED) + MEASURED) * seconds / 60)
 
 
+def fitting_minutes(encoder: ComfyTextEncoder, concepts: Sequence[Concept], examples: int, steps: int | None) -> float:
+    """What fitting takes beside encoding, by the time of a few steps of each net."""
+    device = comfy.model_management.get_torch_device()
+    comfy.model_management.free_memory(TRAINING_MEMORY, device)
+    score, erase = training.step_seconds(encoder, next(c for c in concepts if not c.context), device=device)
+    config = TrainingConfig().for_examples(examples, steps)
+    return (score * config.score_steps + erase * config.erase_steps) / 60
+
+
 def adopt(encoder: ComfyTextEncoder, base: Path, progress: Progress) -> tuple[Path | None, EmbeddingSanitizer | None]:
     """Try the sanitizer of that file, which was trained on a CLIP of the same kind, on this one. The file of the
     adopted one, or None, and then the sanitizer to train on from, or None where it is too far off.

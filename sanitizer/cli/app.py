@@ -169,8 +169,8 @@ examples:
           in the style of van gogh -> in the style of an oil painting
   PROGRAM train --encoder minilm --concepts nudity \\
       --examples 2000 --steps 300 --output quick.safetensors
-  PROGRAM train --encoder ./my-fine-tune --concepts nudity,violence \\
-      --start clip.safetensors --output fine-tune.safetensors
+  PROGRAM train --encoder ./tuned --concepts nudity,violence \\
+      --start clip.safetensors --output tuned.safetensors
 """),
 )
 def train(

@@ -15,7 +15,7 @@ import torch
 
 from ..encoders.base import Progress, TextEncoder
 from ..errors import SanitizerError
-from ..model.config import UNLIMITED, readable
+from ..model.config import UNLIMITED, SanitizerConfig, readable
 from ..model.header import ADOPTED, TRAINED_ON
 from ..model.normalizer import Normalizer
 from ..model.report import Report
@@ -67,9 +67,14 @@ class Adoption:
 
     @property
     def near(self) -> bool:
-        """Whether its networks are worth training on from: they still find half of what they found."""
-        names = self.sanitizer.erasable
-        return self.sanitizer.config.gated and 2 * (self.after.found(names) or 0.0) >= (self.before.found(names) or 0.0)
+        """Whether its networks are worth training on from: of the sizes of today, and they still find half of what they
+        found."""
+        config, names = self.sanitizer.config, self.sanitizer.erasable
+        today = SanitizerConfig(config.concepts, config.width, gated=True)
+        sizes = ("gated", "heads", "score_width", "erase_width", "erase_blocks")
+        return all(getattr(config, name) == getattr(today, name) for name in sizes) and (
+            2 * (self.after.found(names) or 0.0) >= (self.before.found(names) or 0.0)
+        )
 
 
 def adopt(
@@ -126,10 +131,10 @@ def _known(known: EmbeddingSanitizer, concepts: Sequence[Concept]) -> tuple[Repo
     header = known.header
     before = Report.from_dict(header.report) if header else Report()
     if header is None or before.found(known.erasable) is None or before.benign_identical is None:
-        raise SanitizerError("Adoption: the sanitizer's file has no figures to compare with. Train one.")
+        raise SanitizerError("Adoption: the sanitizer's file has no figures to compare with. Train without it.")
     digests = {concept.name: digest(concept) for concept in concepts}
     if header.training.get(TRAINED_ON) != digests or known.concepts != tuple(digests):
-        raise SanitizerError("Adoption: the sanitizer was trained on other word lists than these. Train one.")
+        raise SanitizerError("Adoption: the sanitizer was trained on other word lists than these. Train without it.")
     seed, examples = header.training.get("seed", 0), header.training.get("examples", 0)
     assert isinstance(seed, int) and isinstance(examples, int)
     return before, seed, examples

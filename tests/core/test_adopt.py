@@ -75,6 +75,8 @@ def test_another_encoder_is_refused_and_no_start(masked, changed, tiny_concept, 
 
     adoption = adopt(Shuffled(masked[0], 0.0), masked[1], [tiny_concept], templates=small_templates)
     assert not adoption.kept and not adoption.near
+    before = replace(adoption, sanitizer=older(masked[1]), after=adoption.before)
+    assert replace(before, sanitizer=masked[1]).near and not before.near, "networks of other sizes are no start"
     assert "unseen phrases are found, and not" in adoption.reasons[0]
 
 
@@ -91,6 +93,12 @@ def test_an_adopted_file_is_small_and_reads_as_the_whole_one(masked, adopted, tm
     # Saved again without a base, it is a file of its own.
     save(replace_header(again, base=None), tmp_path / "whole.safetensors")
     assert load(tmp_path / "whole.safetensors").fingerprint == again.fingerprint
+
+
+def older(sanitizer):
+    from sanitizer.model.sanitizer import EmbeddingSanitizer
+
+    return EmbeddingSanitizer(replace(sanitizer.config, score_width=96))
 
 
 def replace_header(sanitizer, **changes):

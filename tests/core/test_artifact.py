@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from sanitizer.encoders import Fingerprint
 from sanitizer.errors import SanitizerError
-from sanitizer.model.artifact import FORMAT_VERSION, find, load, read_info, save
+from sanitizer.model.artifact import FORMAT_VERSION, WHOLE_VERSION, find, load, read_info, save
 from sanitizer.model.config import ConceptSpec, SanitizerConfig
 from sanitizer.model.header import Replacement, check_plain
 from sanitizer.model.quality import own_lists
@@ -68,7 +68,7 @@ def test_the_same_training_gives_the_same_bytes(masked, saved, tmp_path):
 
 def test_the_header_says_what_it_is(masked, saved):
     info = read_info(saved)
-    assert info.version == FORMAT_VERSION
+    assert info.version == WHOLE_VERSION
     assert info.header == masked[1].header
     assert info.header.encoder == masked[0].fingerprint
     assert [spec.name for spec in info.config.concepts] == ["redness"]

@@ -13,7 +13,7 @@ from sanitizer.training import dataset
 from sanitizer.training.config import TrainingConfig
 from sanitizer.training.dataset import EncodedDataset, batch_size
 from sanitizer.training.eraser import fisher_direction
-from sanitizer.training.fit import fit
+from sanitizer.training.fit import FEWEST_PROMPTS, fit, step_seconds
 from sanitizer.training.probes import Probe, area_under_curve, true_positive_rate
 from sanitizer.training.report import Report
 
@@ -227,3 +227,11 @@ def test_curves():
     x = torch.cat([torch.randn(50, 4) + 2, torch.randn(50, 4) - 2])
     y = torch.cat([torch.ones(50), torch.zeros(50)])
     assert ((Probe.fit(x, y)(x) > 0) == (y > 0)).all()
+
+
+@pytest.mark.parametrize("geometry", ["masked", "causal"])
+def test_the_time_of_a_step_is_told_without_a_training(tiny_encoder, tiny_concept, small_templates, geometry):
+    encoder = tiny_encoder(geometry, pooled_width=16 if geometry == "causal" else 0)
+    seconds = step_seconds(encoder, tiny_concept, templates=small_templates)
+    assert all(0 < each < 60 for each in seconds)
+    assert encoder.prompts <= 2 * FEWEST_PROMPTS

@@ -150,7 +150,7 @@ def test_another_encoder_stops_the_run_and_names_both(run, node, loaded, error):
     given = [[torch.randn(1, 5, 768), {"pooled_output": torch.randn(1, 768)}]]
     with pytest.raises(error) as caught:
         run(node, conditioning=given, sanitizer=loaded(), strength=1.0, threshold=0.5)
-    for expected in ("ToyModel (8 channels", "768 channels", "CLIP-L", "auto"):
+    for expected in ("ToyModel (8 channels", "768 channels", "Stable Diffusion 1.x", "auto"):
         assert expected in str(caught.value)
 
 
