@@ -9,12 +9,15 @@ import re
 import unicodedata
 from contextlib import suppress
 from itertools import accumulate
+from weakref import WeakKeyDictionary
 
 EMBEDDING = "[embedding]"
 CLIPS = ("l", "g", "h")
 """Keys of CLIP's tokens."""
 DIFFERENT = ("kite", "7")
 """Prompts that have no token in common; what their tokens have in common is the template."""
+_TEMPLATES: WeakKeyDictionary = WeakKeyDictionary()
+"""Tokenizer -> key -> its template. Training asks for it with each of its prompts."""
 WEIGHT = re.compile(r"(?<!\\)[()]|:\s*[-+]?[\d.]+(?=\s*\))")
 """The parts of `(word:1.3)` that reach no tokenizer."""
 
@@ -51,19 +54,26 @@ def _template(clip, key: str, chunks: list) -> tuple[int, int]:
     tokenizer = _tokenizer(clip, key)
     if key in CLIPS or getattr(tokenizer, "end_token", None) is not None or not hasattr(clip, "tokenize"):
         return 0, 0
+    known = _TEMPLATES.setdefault(clip.tokenizer, {})
+    if key not in known:
+        known[key] = _own_template(clip, key, getattr(tokenizer, "pad_token", None))
+    front, back = known[key]
+    own = [entry[0] for entry in chunks[0]] if len(chunks) == 1 else []
+    same = _alike(own, front) == len(front) and _alike(own[::-1], back[::-1]) == len(back)
+    return (len(front), len(back)) if same and len(front) + len(back) <= len(own) else (0, 0)
+
+
+def _own_template(clip, key: str, pad) -> tuple[list, list]:
+    """The tokens before the prompt and those behind it and its padding; none where prompts take several chunks."""
     # Not the empty prompt, which has a template of its own in some models.
     one, other = (clip.tokenize(text).get(key, []) for text in DIFFERENT)
-    if not len(chunks) == len(one) == len(other) == 1:
-        return 0, 0
-    own, one, other = ([entry[0] for entry in chunk] for [chunk] in (chunks, one, other))
+    if not len(one) == len(other) == 1:
+        return [], []
+    one, other = ([entry[0] for entry in chunk] for [chunk] in (one, other))
     front = _alike(one, other)
     back = _alike(one[front:][::-1], other[front:][::-1])
-    pad = getattr(tokenizer, "pad_token", None)
     ends = [place for place, token in enumerate(one[::-1][:back]) if isinstance(token, int) and token == pad]
-    back = min(ends, default=back)
-    if _alike(own, one) < front or _alike(own[::-1], one[::-1]) < back or front + back > len(own):
-        return 0, 0
-    return front, back
+    return one[:front], one[len(one) - min(ends, default=back) :]
 
 
 def _alike(one: list, other: list) -> int:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..errors import SanitizerError
 from .base import Encoding, Fingerprint, hash_weights
+from .transformers import errors_alone
 
 
 class _Family(NamedTuple):
@@ -146,11 +147,5 @@ def _quiet():
     import diffusers.utils.logging as of_diffusers
     import transformers.utils.logging as of_transformers
 
-    kept = [(logging, logging.get_verbosity()) for logging in (of_diffusers, of_transformers)]
-    for logging, _ in kept:
-        logging.set_verbosity_error()
-    try:
+    with errors_alone(of_diffusers), errors_alone(of_transformers):
         yield
-    finally:
-        for logging, level in kept:
-            logging.set_verbosity(level)

@@ -143,19 +143,29 @@ def load_transformers_encoder(name: str, device: str = "cpu") -> TransformersEnc
 
 
 @contextmanager
-def _quiet():
-    """No loading bar and no report on heads that a text encoder does not need; the user's settings come back."""
-    from transformers.utils import logging
-
-    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+def errors_alone(logging):
+    """The `utils.logging` of transformers or diffusers says errors alone; its level comes back."""
+    level = logging.get_verbosity()
     logging.set_verbosity_error()
-    logging.disable_progress_bar()
     try:
         yield
     finally:
         logging.set_verbosity(level)
-        if bar:
-            logging.enable_progress_bar()
+
+
+@contextmanager
+def _quiet():
+    """No loading bar and no report on heads that a text encoder does not need; the user's settings come back."""
+    from transformers.utils import logging
+
+    bar = logging.is_progress_bar_enabled()
+    with errors_alone(logging):
+        logging.disable_progress_bar()
+        try:
+            yield
+        finally:
+            if bar:
+                logging.enable_progress_bar()
 
 
 def _load(cls, source: str | Path, **kwargs):
