@@ -15,7 +15,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from sanitizer.errors import SanitizerError
-from sanitizer.files import data_folder, make_folder, whole_file
+from sanitizer.files import data_folder, make_folder, sha256_of, whole_file
 
 PACKAGES = ("evaluation", "sanitizer")
 ROOT = Path(__file__).resolve().parent.parent
@@ -115,11 +115,7 @@ def text_digest(texts: Iterable[str]) -> str:
 
 def file_digest(path: Path) -> str:
     """Of a file's content. Raises SanitizerError for one that cannot be read."""
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
-    except OSError as error:
-        raise SanitizerError(f"{path}: cannot be read ({error.strerror or error}).") from error
+    return sha256_of(path)[:16]
 
 
 def tree_digest(*folders: Path) -> str:

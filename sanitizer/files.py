@@ -1,5 +1,6 @@
 """Where the data lies, and files that are written whole or not at all."""
 
+import hashlib
 import os
 import secrets
 import stat
@@ -55,6 +56,15 @@ def _identities(path: str | Path) -> Iterator[tuple[int, int]]:
     for each in found:
         if stat.S_ISREG(each.st_mode) or stat.S_ISDIR(each.st_mode):
             yield each.st_dev, each.st_ino
+
+
+def sha256_of(path: Path) -> str:
+    """Of a file's bytes, in hexadecimal. Raises SanitizerError for one that cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise SanitizerError(f"{path}: cannot be read ({error.strerror or error}).") from error
 
 
 @contextmanager

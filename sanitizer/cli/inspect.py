@@ -1,9 +1,9 @@
 """`inspect`: what a sanitizer file is, for whom, and how good. Reads the header only."""
 
-import hashlib
 import json
 from pathlib import Path
 
+from ..files import sha256_of
 from ..model import artifact
 from ..model.header import TRAINED_ON
 from ..model.quality import GOOD, judge, own_lists
@@ -23,8 +23,7 @@ def run(file: Path, as_json: bool) -> None:
 def describe(path: Path, info: artifact.Info) -> str:
     """A page about the file, for a person."""
     config, header = info.config, info.header
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = sha256_of(path)
     context = [
         f"{spec.name} (lowers the thresholds of {', '.join(sorted(spec.lowers)) or 'nothing'})"
         for spec in config.concepts

