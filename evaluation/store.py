@@ -6,36 +6,20 @@ It holds figures and vectors, and a prompt only where the user asked for it.
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import safetensors
-from safetensors.torch import save
 from torch import Tensor
 
 from sanitizer.errors import SanitizerError
 from sanitizer.files import data_folder, make_folder, sha256_of, whole_file
+from sanitizer.tensor_files import DAMAGE, read, write
 
 PACKAGES = ("evaluation", "sanitizer")
 ROOT = Path(__file__).resolve().parent.parent
 SETTINGS = "settings.json"
 KEY = "evaluation"
-
-
-def read(path: Path, key: str, whole: bool = True) -> tuple[dict, dict[str, Tensor]]:
-    """Facts, and the tensors if it is to be the whole, of a safetensors file. Raises OSError, SafetensorError,
-    TypeError, KeyError or ValueError for one that is missing, damaged or another's."""
-    with safetensors.safe_open(path, framework="pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()} if whole else {}  # noqa: SIM118
-        return json.loads(file.metadata()[key]), tensors
-
-
-def write(path: Path, key: str, info: dict, tensors: Mapping[str, Tensor]) -> None:
-    """Whole or not at all, in the tensors' own dtypes; the facts as JSON."""
-    tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    with whole_file(path) as file:
-        file.write(save(tensors, {key: json.dumps(info, sort_keys=True)}))
 
 
 @dataclass
@@ -87,7 +71,7 @@ class Store:
             if not {"digest", "info"} <= values.keys():
                 raise ValueError("no entry of a run")
             return values, tensors
-        except (OSError, safetensors.SafetensorError, TypeError, KeyError, ValueError, AttributeError) as error:
+        except DAMAGE as error:
             raise SanitizerError(f"{path}: damaged ({error}). Delete it and run again.") from error
 
 

@@ -23,12 +23,13 @@ from torch.nn.utils.rnn import pad_sequence
 from sanitizer.encoders import Encoding, Fingerprint, TextEncoder
 from sanitizer.errors import SanitizerError
 from sanitizer.files import make_folder
+from sanitizer.tensor_files import DAMAGE, read, write
 
-from ..store import file_digest, read, text_digest, write
+from ..store import file_digest, text_digest
 from ..types import BATCH, Progress, batches
 from . import autoencoder
 from .autoencoder import CHANNELS, SIDE, Autoencoder
-from .files import DAMAGE, load_weights, write_weights
+from .files import load_weights, write_weights
 from .scenes import FILE, Painter, caption, random_scene
 
 WEIGHTS = Path(__file__).with_name("weights")

@@ -4,16 +4,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
-import safetensors
 from torch import Tensor
 
 from sanitizer.errors import SanitizerError
-
-from ..store import read, write
+from sanitizer.tensor_files import DAMAGE, read, write
 
 Built = TypeVar("Built")
-DAMAGE = (OSError, safetensors.SafetensorError, TypeError, KeyError, ValueError, RuntimeError)
-"""What a file that is missing, damaged or another's raises while it is read and a network is made of it."""
 
 
 def write_weights(path: Path, key: str, info: dict, tensors: Mapping[str, Tensor]) -> None:

@@ -1,6 +1,7 @@
 """The model folder `sanitizers`: where sanitizer files are looked for and saved."""
 
 import re
+import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -17,6 +18,8 @@ ADOPTED = "adopted"
 """Folder inside the model folder for what `auto` has adopted: small files, one for each strength of a LoRA."""
 MOST_ADOPTED = 200
 """Files that it holds at most; the oldest go."""
+
+UNFINISHED = "embedding_sanitizer_training"
 
 
 def register() -> None:
@@ -75,6 +78,17 @@ def adopted_path(base: Path, fingerprint: Fingerprint) -> Path:
     for file in oldest[: max(0, len(oldest) - MOST_ADOPTED + 1)]:
         file.unlink(missing_ok=True)
     return folder / path.name
+
+
+def unfinished(fingerprint: Fingerprint) -> Path:
+    """Where a training's encoded prompts lie until it is over: in ComfyUI's temporary folder, which ComfyUI empties
+    when it starts. Those of a training of another CLIP are deleted, since one may hold gigabytes."""
+    place = Path(folder_paths.get_temp_directory()) / UNFINISHED
+    own = place / fingerprint.weights[:16]
+    for other in place.glob("*"):
+        if other != own:
+            shutil.rmtree(other, ignore_errors=True)
+    return own
 
 
 def find(fingerprint: Fingerprint, concepts: Iterable[str]) -> Path | None:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -143,13 +144,14 @@ def train(
     start: EmbeddingSanitizer | None = None,
 ) -> Curve:
     """Fit a sanitizer, from the networks of another one or from none, and save it. Interrupted or failed, it leaves no
-    file behind.
+    sanitizer behind, but what it has encoded, and the next training of this CLIP goes on from there.
 
     Raises what `fit` and `save` raise, and ComfyUI's interrupt exception.
     """
     device = comfy.model_management.get_torch_device()
     began = time.monotonic()
     curve = Curve()
+    encodings = folders.unfinished(encoder.fingerprint)
 
     def report(stage: str, done: int, total: int, values: dict[str, float]) -> None:
         curve.add(stage, done, values)
@@ -167,8 +169,10 @@ def train(
                 device=device,
                 progress=report,
                 start=start,
+                encodings=encodings,
             )
             artifact.save(sanitizer, path)
+        shutil.rmtree(encodings, ignore_errors=True)
         # The last text stays on the node.
         progress.say(f"Trained in {(time.monotonic() - began) / 60:.1f} min.")
     finally:

@@ -5,9 +5,10 @@ N prompts, R kept token embeddings in all, D channels, P pooled channels, K conc
 
 import math
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -22,6 +23,7 @@ from ..model.sanitizer import spans
 from ..prompts.concepts import Concept
 from ..prompts.generator import Prompt
 from .config import TrainingConfig
+from .encodings import EncodingStore, Stretch
 
 READ = 256
 """Prompts read from the set at once, where all of them are read."""
@@ -64,46 +66,45 @@ class EncodedDataset:
         progress: Progress,
         normalizer: Normalizer | None = None,
         stage: str = "encode",
+        folder: Path | None = None,
     ) -> "EncodedDataset":
         """Encode the prompts in batches and keep what training needs of them.
 
         Stops early, on a batch's edge, once `config.memory` bytes are kept. A given normalizer is used as it is, else
-        the first prompts are measured. Raises SanitizerError for an encoder that puts out other shapes than it said,
-        NaN or infinity.
+        the first prompts are measured. What is done is kept in the folder, if one is given, and what is there is not
+        encoded again. Raises SanitizerError for an encoder that puts out other shapes than it said, NaN or infinity.
         """
         embeddings, weights, pooled, tokens, kept, used = [], [], [], [], [], 0
         size = batch_size(encoder.fingerprint.width, config.encode_batch)
         span = size * config.sorted_batches
         normalizer = normalizer or measure_encoder(encoder, prompts, config)
+        store = folder and EncodingStore(folder, encoder.fingerprint, normalizer, config.padding_kept)
         for first in range(0, len(prompts), span):
-            part = list(range(first, min(first + span, len(prompts))))
-            order = sorted(part, key=lambda i: len(prompts[i]))
-            found: dict[int, tuple] = {}
-            for at in range(0, len(order), size):
-                index = order[at : at + size]
-                encoding = encoder.encode([prompts[i] for i in index])
-                _check_encoding(encoder, encoding, len(index))
-                for i, item in zip(index, _keep(encoding, normalizer, config.padding_kept), strict=True):
-                    found[i] = item
-                progress(stage, min(first + at + len(index), len(prompts)), len(prompts), {})
-            # One large piece a span: the allocator gives large pieces back when they are joined.
-            embeddings.append(torch.cat([found[i][0] for i in part]))
-            used += embeddings[-1].numel() * embeddings[-1].element_size()
-            for i in part:
-                _, weight, vector, token, places = found[i]
-                weights.append(weight)
-                pooled.append(vector)
-                tokens.append(token)
-                kept.append(places)
+            part = prompts[first : first + span]
+            found = store.load(part) if store else None
+            if found is None:
+                found = _encode(
+                    encoder, part, size, normalizer, config.padding_kept,
+                    lambda done, first=first: progress(stage, first + done, len(prompts), {}),
+                )  # fmt: skip
+                if store and not store.save(part, found):
+                    store = None
+            else:
+                progress(stage, first + len(part), len(prompts), {})
+            embeddings.append(found.embeddings)
+            used += found.embeddings.numel() * found.embeddings.element_size()
+            weights.append(found.weight)
+            pooled.append(found.pooled)
+            tokens += found.tokens
+            kept += found.kept
             if used > config.memory:
                 break
-        start = torch.tensor([0, *(len(weight) for weight in weights)]).cumsum(0)
         return cls(
             normalizer=normalizer,
             embeddings=_joined(embeddings),
             weight=torch.cat(weights),
-            start=start,
-            pooled=None if pooled[0] is None else torch.stack(pooled),
+            start=torch.tensor([0, *(len(own) for own in kept)]).cumsum(0),
+            pooled=None if pooled[0] is None else torch.cat(pooled),
             tokens=tokens,
             kept=kept,
         )
@@ -484,6 +485,29 @@ def measure(encodings: Sequence[Encoding], config: TrainingConfig | None = None)
         constant=leading[0, :count].clone(),
         window=window if fixed else None,
     )
+
+
+def _encode(
+    encoder: TextEncoder,
+    prompts: Sequence[str],
+    size: int,
+    normalizer: Normalizer,
+    padding: int,
+    done: Callable[[int], None],
+) -> Stretch:
+    """Encoded by `size` in order of length; done is called with the number of prompts that are."""
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    found: dict[int, tuple] = {}
+    for at in range(0, len(order), size):
+        index = order[at : at + size]
+        encoding = encoder.encode([prompts[i] for i in index])
+        _check_encoding(encoder, encoding, len(index))
+        found.update(zip(index, _keep(encoding, normalizer, padding), strict=True))
+        done(len(found))
+    embeddings, weights, vectors, tokens, kept = zip(*(found[i] for i in range(len(prompts))), strict=True)
+    pooled = None if vectors[0] is None else torch.stack(vectors)
+    # One large piece: the allocator gives large pieces back when they are joined.
+    return Stretch(torch.cat(embeddings), torch.cat(weights), pooled, list(tokens), list(kept))
 
 
 def _keep(encoding: Encoding, normalizer: Normalizer, padding: int):

@@ -8,6 +8,7 @@ see. Deterministic for a seed on one machine.
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
@@ -49,6 +50,7 @@ def fit(
     templates: Templates | None = None,
     languages: Sequence[Language] | None = None,
     start: EmbeddingSanitizer | None = None,
+    encodings: Path | None = None,
     config: TrainingConfig | None = None,
 ) -> tuple[EmbeddingSanitizer, Report]:
     """Train a sanitizer for an encoder.
@@ -59,7 +61,8 @@ def fit(
     English, None for those of concepts/languages/ where no templates are given; phrases of a language that the encoder
     does not know are left out. start: a sanitizer of the same concepts for an encoder that differs in its weights
     alone; training goes on from its networks, with smaller steps and, where `examples` does not say, fewer prompts.
-    config: every other number.
+    encodings: a folder for the encoded prompts, gigabytes for a full set; a training that was interrupted finds them
+    there and goes on. It is the caller's to delete. config: every other number.
 
     Returns the sanitizer, in evaluation mode on the CPU, with the report and the replacement pairs of the user's own
     concepts in its header, and the report.
@@ -96,11 +99,11 @@ def fit(
         if config.optimised:
             words = PromptGenerator(concepts, templates, seed, config=config.prompts).words
             prompts += optimised_prompts(encoder, normalizer, prompts, words, config, seed, progress)
-        dataset = EncodedDataset.encode(encoder, [prompt.text for prompt in prompts], config, progress, normalizer)
+        texts = [prompt.text for prompt in prompts]
+        dataset = EncodedDataset.encode(encoder, texts, config, progress, normalizer, folder=encodings)
         prompts = _whole_units(prompts, len(dataset))
         labels = Labels(prompts, dataset, concepts)
-        texts = [prompt.text for prompt in prompts]
-        provenance = measure_provenance(encoder, dataset, texts, config, seed, progress)
+        provenance = measure_provenance(encoder, dataset, texts[: len(dataset)], config, seed, progress)
         sanitizer = _new_sanitizer(encoder, concepts, dataset, labels, provenance, config)
         if start is not None:
             sanitizer.take_networks(start)

@@ -69,6 +69,46 @@ def test_progress_is_told_and_can_interrupt(tiny_encoder, tiny_concept):
             fit(tiny_encoder(), [tiny_concept], progress=stop, **SMALL)
 
 
+@pytest.mark.parametrize("kind", [{"geometry": "masked"}, {"geometry": "causal", "pooled_width": 8}])
+def test_an_interrupted_training_goes_on_with_what_it_encoded(tiny_encoder, tiny_concept, tmp_path, kind):
+    def stop(stage, done, total, values):
+        if stage == "erase net":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(tiny_encoder(**kind), [tiny_concept], progress=stop, encodings=tmp_path, **SMALL)
+    whole, resumed = tiny_encoder(**kind), tiny_encoder(**kind)
+    expected, _ = fit(whole, [tiny_concept], **SMALL)
+    found, _ = fit(resumed, [tiny_concept], encodings=tmp_path, **SMALL)
+    assert whole.prompts - resumed.prompts >= 100
+    for name, value in expected.state_dict().items():
+        assert torch.equal(found.state_dict()[name], value), name
+
+
+def test_encodings_are_found_only_for_what_they_were_made_of(tiny_encoder, tmp_path, caplog):
+    texts = [f"prompt {i}" for i in range(40)]
+    config, encoder = TrainingConfig(), tiny_encoder()
+    kept = EncodedDataset.encode(encoder, texts, config, quiet, folder=tmp_path)
+    (file,) = tmp_path.iterdir()
+
+    def encoded(prompts=texts, normalizer=kept.normalizer, config=config, folder=tmp_path):
+        before = encoder.prompts
+        again = EncodedDataset.encode(encoder, prompts, config, quiet, normalizer, folder=folder)
+        assert len(again) == len(prompts)
+        return encoder.prompts - before
+
+    assert encoded() == 0
+    assert encoded(texts[:-1]) == 39
+    assert encoded(normalizer=replace(kept.normalizer, mean=kept.normalizer.mean + 1)) == 40
+    assert encoded(config=replace(config, padding_kept=3)) == 40
+    file.write_bytes(file.read_bytes()[:500])
+    assert encoded() == 40, "a damaged file is not read"
+    assert encoded() == 0
+    (tmp_path / "file").write_text("")
+    assert encoded(folder=tmp_path / "file") == 40
+    assert "are not kept" in caplog.text
+
+
 def test_the_budget_is_kept(tiny_encoder, tiny_concept):
     encoder = tiny_encoder()
     _, report = fit(encoder, [tiny_concept], **SMALL)

@@ -60,6 +60,7 @@ def models(pack, comfy_modules, tmp_path, monkeypatch):
     """An empty model folder `sanitizers`, and nothing shipped."""
     folders = pack("nodes.adapter.folders")
     monkeypatch.setattr(comfy_modules.folder_paths, "models_dir", str(tmp_path))
+    monkeypatch.setattr(comfy_modules.folder_paths, "temp_directory", str(tmp_path / "temp"))
     monkeypatch.setattr(folders, "SHIPPED", tmp_path / "weights")
     monkeypatch.setitem(comfy_modules.folder_paths.folder_names_and_paths, folders.KIND, ([], set()))
     folders.register()

@@ -321,6 +321,46 @@ def test_interrupted_training_leaves_nothing(run, trainer, models, clip, comfy_m
     assert list(models.iterdir()) == []
 
 
+def test_an_interrupted_training_goes_on_with_what_it_encoded(run, trainer, models, clip, monkeypatch, pack):
+    messages, encoders = pack("nodes.adapter.ui"), pack("nodes.adapter.clip")
+    management, progress = messages.comfy.model_management, messages.Progress.__call__
+    encoded = []
+
+    def interrupt(self, stage, *args):
+        if stage == "score net":
+            management.interrupt_current_processing(True)
+        progress(self, stage, *args)
+
+    def encode(self, prompts, original=encoders.ComfyTextEncoder.encode):
+        encoded.extend(prompts)
+        return original(self, prompts)
+
+    monkeypatch.setattr(encoders.ComfyTextEncoder, "encode", encode)
+    with monkeypatch.context() as patched:
+        patched.setattr(messages.Progress, "__call__", interrupt)
+        with pytest.raises(management.InterruptProcessingException):
+            run(trainer, **training(clip))
+    assert len(list((models.parent / "temp").rglob("*.safetensors"))) == 1
+    encoded.clear()
+    run(trainer, **training(clip))
+    again = len(encoded)
+    assert not list((models.parent / "temp").rglob("*.safetensors"))
+    encoded.clear()
+    run(trainer, **training(clip, retrain=True))
+    assert len(encoded) - again >= 100, "the training prompts were encoded a second time"
+
+
+def test_encoded_prompts_of_another_clip_are_deleted(models, pack, clip):
+    folders, encoders = pack("nodes.adapter.folders"), pack("nodes.adapter.clip")
+    own = encoders.ComfyTextEncoder(clip).fingerprint
+    for fingerprint in (own, replace(own, weights="1" * 64)):
+        folder = folders.unfinished(fingerprint)
+        folder.mkdir(parents=True)
+        (folder / "x.safetensors").write_bytes(b"")
+    left = list((models.parent / "temp").rglob("*.safetensors"))
+    assert [file.parent.name for file in left] == ["1" * 16]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -1,6 +1,7 @@
 from pathlib import Path
 
 models_dir = ""
+temp_directory = ""
 folder_names_and_paths = {}
 
 
@@ -11,6 +12,10 @@ def add_model_folder_path(folder_name, full_folder_path, is_default=False):
     paths = folder_names_and_paths[folder_name][0]
     if full_folder_path not in paths:
         paths.insert(0 if is_default else len(paths), full_folder_path)
+
+
+def get_temp_directory():
+    return temp_directory
 
 
 def get_folder_paths(folder_name):
