@@ -6,7 +6,7 @@ from comfy.patcher_extension import WrappersMP
 from comfy_api.latest import io
 
 from ..sanitizer.errors import SanitizerError
-from .adapter.conditioning import Summary
+from .adapter.conditioning import Summary, parts
 from .adapter.handle import LoadedSanitizer, SanitizerSocket
 from .adapter.ui import CATEGORY, STRENGTH, THRESHOLD, found_as, listed, send, status_line, ui
 
@@ -91,11 +91,12 @@ class SamplerGuard:
             own_keys = ("cross_attn", "uuid") if cond.get("model_conds") else ("cross_attn", "uuid", "model_conds")
             extras = {key: value for key, value in cond.items() if key not in own_keys}
             entry = [cond.get("cross_attn"), extras]
-            if self._sanitizer.wrote(entry, self._strength, self._threshold):
+            found = parts(entry)
+            if self._sanitizer.wrote(found, self._strength, self._threshold):
                 summary.before += 1
                 done.append(cond)
                 continue
-            [(embeddings, extras)], own = self._sanitizer.sanitize_all([entry], self._strength, self._threshold)
+            (embeddings, extras), own = self._sanitizer.sanitize_entry(entry, found, self._strength, self._threshold)
             summary.add(own)
             done.append({**cond, **extras, "cross_attn": embeddings})
         return done, summary

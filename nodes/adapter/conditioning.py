@@ -110,12 +110,12 @@ def parts(entry: Any) -> list[Part]:
     return found
 
 
-def sanitize_entry(entry: Any, apply: Callable[[Part], Sanitized]) -> tuple[list, list[Sanitized]]:
-    """A copy of the entry with every text part replaced by what `apply` makes of it, and its results.
+def replace_parts(entry: Any, found: list[Part], apply: Callable[[Part], Sanitized]) -> tuple[list, list[Sanitized]]:
+    """A copy of the entry with every text part that was found in it replaced by what `apply` makes of it, and its
+    results.
 
     A part that `apply` left as it was keeps its very tensors.
     """
-    found = parts(entry)
     cond, extras = entry[0], entry[1].copy()
     results = []
     for part in found:

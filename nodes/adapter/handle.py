@@ -20,7 +20,7 @@ from ...sanitizer.model.quality import Quality, judge, own_lists, require
 from ...sanitizer.model.report import Report
 from ...sanitizer.model.sanitizer import EmbeddingSanitizer, Sanitized, Scores
 from .clip import ComfyTextEncoder
-from .conditioning import Part, Summary, entries, parts, sanitize_entry
+from .conditioning import Part, Summary, entries, parts, replace_parts
 from .families import makers
 from .folders import places
 from .written import WRITTEN, How
@@ -135,15 +135,22 @@ class LoadedSanitizer:
         """Every entry of a conditioning, copied; and what was done. also: as for :meth:`sanitize`, of every part."""
         done, summary = [], Summary()
         for entry in entries(conditioning):
-            copy, results = sanitize_entry(entry, lambda part: self.sanitize(part, strength, threshold, also))
+            copy, own = self.sanitize_entry(entry, parts(entry), strength, threshold, also)
             done.append(copy)
-            own = Summary()
-            for result in results:
-                own.add(self.summary(result, threshold))
-            if own.changed:
-                self.remember(copy, strength, threshold)
             summary.add(own)
         return done, summary
+
+    def sanitize_entry(
+        self, entry: Any, found: list[Part], strength: float, threshold: float, also: Tensor | None = None
+    ) -> tuple[list, Summary]:
+        """As :meth:`sanitize_all`, an entry whose parts were found."""
+        copy, results = replace_parts(entry, found, lambda part: self.sanitize(part, strength, threshold, also))
+        summary = Summary()
+        for result in results:
+            summary.add(self.summary(result, threshold))
+        if summary.changed:
+            self.remember(copy, strength, threshold)
+        return copy, summary
 
     def remember(self, entry: list, strength: float, threshold: float) -> None:
         """That this entry of a conditioning is what this sanitizer wrote."""
@@ -151,10 +158,10 @@ class LoadedSanitizer:
         for part in parts(entry):
             WRITTEN.add(part, how)
 
-    def wrote(self, entry: list, strength: float, threshold: float) -> bool:
-        """Whether an entry is, to the last bit, what this sanitizer wrote at least as hard."""
+    def wrote(self, found: list[Part], strength: float, threshold: float) -> bool:
+        """Whether an entry's parts are, to the last bit, what this sanitizer wrote at least as hard."""
         how = self._how(strength, threshold)
-        return all(WRITTEN.covers(part, how) for part in parts(entry))
+        return all(WRITTEN.covers(part, how) for part in found)
 
     def _how(self, strength: float, threshold: float) -> How:
         return How(str(self.path), frozenset(self.concepts), strength, threshold)
