@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..types import Progress
 from .files import load_weights, write_weights
+from .precision import mixed
 from .scenes import SIZE, Painter, random_scene
 
 WEIGHTS = Path(__file__).with_name("weights") / "autoencoder.safetensors"
@@ -125,7 +126,7 @@ def _fit(
     for step in range(steps):
         progress("train", step, steps)
         pictures = _pictures(painter, config.batch, draw)
-        with torch.autocast("cpu", torch.bfloat16):
+        with mixed():
             latents = net.encode(pictures).latents
             # Noise by their own size: without it the network would make its latents large.
             spread = latents.detach().float().std((0, 2, 3), keepdim=True)

@@ -30,6 +30,7 @@ from ..types import BATCH, Progress, batches
 from . import autoencoder
 from .autoencoder import CHANNELS, SIDE, Autoencoder
 from .files import load_weights, write_weights
+from .precision import mixed
 from .scenes import FILE, Painter, caption, random_scene
 
 WEIGHTS = Path(__file__).with_name("weights")
@@ -44,7 +45,7 @@ LONGEST = 77
 
 @dataclass(frozen=True)
 class PictureConfig:
-    """The network and its training: hours on one core with bfloat16."""
+    """The network and its training: hours on one core."""
 
     heads: int = 4
     head_width: int = 56
@@ -119,14 +120,13 @@ def joined(embeddings: Tensor, mask: Tensor, other: Encoding) -> tuple[Tensor, T
 def predict(net: PixArtTransformer2DModel, x: Tensor, sigma: Tensor, embeddings: Tensor, mask: Tensor) -> Tensor:
     """What the latents (B, C, T, T) were under the noise; sigma (B,) or () is the noise's share."""
     given, skip, out = preconditioning(sigma.view(-1, 1, 1, 1))
-    with torch.autocast(x.device.type, torch.bfloat16):
-        found = net(
-            given * x,
-            encoder_hidden_states=embeddings.float(),
-            encoder_attention_mask=mask.long(),
-            timestep=(1000 * sigma).expand(len(x)),
-            return_dict=False,
-        )[0]
+    found = net(
+        given * x,
+        encoder_hidden_states=embeddings.float(),
+        encoder_attention_mask=mask.long(),
+        timestep=(1000 * sigma).expand(len(x)),
+        return_dict=False,
+    )[0]
     return skip * x + out * found.float()
 
 
@@ -299,14 +299,16 @@ def _loss(
     draw = random.Random(f"{config.seed}-{step}")
     noise = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
     index = [draw.choice(captions.index) for _ in range(config.batch)]
-    with torch.autocast("cpu", torch.bfloat16):
+    with mixed():
         latents = own.encode(torch.stack([painter.paint(captions.scenes[i], draw) for i in index])).float().to(device)
     unconditional = [draw.random() < config.unconditional for _ in index]
     embeddings, mask = captions.batch(index, null.cpu(), unconditional)
     sigma = torch.sigmoid(config.noise[0] + config.noise[1] * torch.randn(len(index), generator=noise)).to(device)
     share = sigma[:, None, None, None]
     x = (1 - share) * latents + share * torch.randn(latents.shape, generator=noise).to(device)
-    error = (predict(net, x, sigma, embeddings.to(device), mask.to(device)) - latents).square().mean((1, 2, 3))
+    with mixed(device):
+        found = predict(net, x, sigma, embeddings.to(device), mask.to(device))
+    error = (found - latents).square().mean((1, 2, 3))
     return (error / preconditioning(sigma)[2].square()).mean()
 
 

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from ..store import file_digest
 from ..types import Progress
 from .files import load_weights, write_weights
+from .precision import mixed
 from .scenes import FILE, GLYPH, PLACES, SIZE, Painter, Scene, colours, random_scene, things
 
 WEIGHTS = Path(__file__).with_name("weights") / "reader.safetensors"
@@ -113,7 +114,7 @@ def train(path: Path, config: ReaderConfig, progress: Progress) -> dict[str, flo
     for step in range(config.steps):
         progress("train", step, config.steps)
         pictures, places, background = _batch(reader.names, painter, config, draw)
-        with torch.autocast("cpu", torch.bfloat16):
+        with mixed():
             found, colour, _ = reader(pictures.to(memory_format=torch.channels_last))
         loss = F.cross_entropy(found.float().flatten(0, 1), places.flatten())
         loss = loss + 0.3 * F.cross_entropy(colour.float(), background)

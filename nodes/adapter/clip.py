@@ -146,14 +146,25 @@ class ComfyTextEncoder:
 
     def _weights(self) -> Iterator[tuple[str, Tensor]]:
         """Every weight as it is without patches, then the patches (LoRA), all in float16: the same file gives the same
-        values whether ComfyUI holds it in single or in half precision."""
-        patcher = self.clip.patcher
+        values whether ComfyUI holds it in single or in half precision. Raises SanitizerError for one that is not
+        there."""
+        patcher, own = self.clip.patcher, dict(self.clip.cond_stage_model.named_parameters())
         for name, tensor in self.clip.cond_stage_model.state_dict().items():
             if name.endswith("logit_scale") or not torch.is_tensor(tensor):
                 continue
             if name in patcher.backup:
                 # A loaded model has its LoRA already added to the weight; the original lies here.
                 tensor = patcher.backup[name].weight
+            elif tensor.is_meta:
+                # ComfyUI-GGUF gives sizes in place of weights, and names some that are none.
+                if name not in own:
+                    continue
+                tensor = own[name]
+            if tensor.is_meta:
+                raise SanitizerError(
+                    f"CLIP: the weight {name!r} is not loaded, so which text encoder this is cannot be told. Load the "
+                    "CLIP with one of ComfyUI's own loaders."
+                )
             yield name, _half(tensor)
         for name, patches in patcher.patches.items():
             for number, patch in enumerate(patches):
@@ -252,9 +263,10 @@ def replaced_forwards(model) -> tuple:
 
 
 def _half(tensor: Tensor) -> Tensor:
-    # Quantized weights are subclasses; a plain tensor's own dequantize is for another purpose.
-    if hasattr(tensor, "dequantize") and type(tensor) not in (torch.Tensor, torch.nn.Parameter):
-        tensor = tensor.dequantize()
+    if type(tensor) not in (torch.Tensor, torch.nn.Parameter):
+        # Quantized weights are subclasses. Where one has no method of its own for it, its bytes are as good.
+        own = type(tensor).dequantize is not torch.Tensor.dequantize
+        tensor = tensor.dequantize() if own else tensor.as_subclass(torch.Tensor)
     return tensor.detach().reshape(-1)[:: max(1, tensor.numel() // 4096)].to(torch.float16)
 
 

@@ -1,5 +1,6 @@
 """ComfyUI's own composite text encoders with few layers and random weights."""
 
+import json
 from contextlib import suppress
 from importlib import import_module
 from io import BytesIO
@@ -60,8 +61,10 @@ MODELS = {
 """Family -> module, text model (with "()": what makes its class) and tokenizer, or None for one that is made here."""
 
 
-def make(kind):
-    """A CLIP of that family; skips the test where this ComfyUI does not know it."""
+def make(kind, form=None):
+    """A CLIP of that family; skips the test where this ComfyUI does not know it.
+
+    form: "float8" for weights of eight bits; "quantized" for linear layers as quantized checkpoints have them."""
     import comfy.sd
 
     where, model, tokenizer_name = MODELS[kind]
@@ -80,19 +83,48 @@ def make(kind):
 
     # SD3 pads its CLIP rows to T5's 4096 channels.
     width = {"t5xxl_model_config": T5_CONFIG | {"d_model": 4096}} if kind == "sd3" else {}
+    pieces = {"spiece_model": _gemma_pieces()} if kind in ("lumina2", "pixeldit") else {}
+
+    def build(more, **state):
+        return comfy.sd.CLIP(
+            Target, embedding_directory=None, model_options=OPTIONS | width | more, tokenizer_data=pieces, **state
+        )
+
     with pytest.MonkeyPatch.context() as patch:
         # Qwen-VL sees pictures through hundreds of millions of further weights, which no text passes.
         for tower in ("qwen_vl.Qwen2VLVisionTransformer", "qwen3vl.Qwen3VLVisionModel"):
             with suppress(ImportError):
                 patch.setattr(f"comfy.text_encoders.{tower}", lambda *_some, **_options: torch.nn.Module())
-        pieces = {"spiece_model": _gemma_pieces()} if kind in ("lumina2", "pixeldit") else {}
-        clip = comfy.sd.CLIP(Target, embedding_directory=None, model_options=OPTIONS | width, tokenizer_data=pieces)
+        clip = build({})
     torch.manual_seed(0)
     with torch.no_grad():
         for parameter in clip.cond_stage_model.parameters():
             matrix = parameter.ndim > 1
             parameter.copy_(torch.randn(parameter.shape) * (0.05 if matrix else 0.01) + (0 if matrix else 1))
+    if form == "float8":
+        state = clip.cond_stage_model.state_dict()
+        clip = build({"dtype": torch.float8_e4m3fn})
+        clip.cond_stage_model.load_state_dict(state)
+    elif form == "quantized":
+        if not hasattr(comfy.utils, "detect_layer_quantization"):
+            pytest.skip("this ComfyUI has no quantized layers")
+        # Such layers have no weights before they are loaded.
+        clip = build({"quantization_metadata": {"mixed_ops": True}}, state_dict=_quantized(clip.cond_stage_model))
     return clip
+
+
+def _quantized(model):
+    """Weights in which each linear layer of the transformers is eight bits and a scale."""
+    state = dict(model.state_dict())
+    for name, layer in model.named_modules():
+        if isinstance(layer, torch.nn.Linear) and ".transformer." in name:
+            weight = state[f"{name}.weight"].float()
+            scale = weight.abs().max() / torch.finfo(torch.float8_e4m3fn).max
+            state[f"{name}.weight"] = (weight / scale).to(torch.float8_e4m3fn)
+            state[f"{name}.weight_scale"] = scale
+            said = json.dumps({"format": "float8_e4m3fn"}).encode()
+            state[f"{name}.comfy_quant"] = torch.tensor(list(said), dtype=torch.uint8)
+    return state
 
 
 def _gemma_pieces():

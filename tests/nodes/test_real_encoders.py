@@ -106,6 +106,22 @@ def test_both_nodes_agree(kind, pack, loaded, run):
         assert torch.equal(through[0][1]["pooled_output"], extras["pooled_output"])
 
 
+@pytest.mark.parametrize("form", ["float8", "quantized"])
+@pytest.mark.parametrize("name", ["sd15", "t5", "z_image"])
+def test_weights_of_eight_bits(name, form, stock, helper, pack, loaded, run):
+    """As fp8 and as quantized checkpoints have them: another encoder than that of whole weights, and sanitized."""
+    make = helper("real_clips").make
+    clip = make(name, form)
+    encoder = pack("nodes.adapter.clip").ComfyTextEncoder
+    fingerprint = encoder(clip).fingerprint
+    assert fingerprint == encoder(make(name, form)).fingerprint
+    assert fingerprint.weights != encoder(make(name)).fingerprint.weights
+    encoding = encoder(clip).encode(PROMPTS)
+    assert encoding.embeddings.isfinite().all()
+    assert encoding.embeddings.dtype == torch.float32
+    test_both_nodes_agree((name, clip), pack, loaded, run)
+
+
 @pytest.mark.parametrize("kind", ["sd15", "sdxl"], indirect=True)
 def test_gradients_reach_the_token_embeddings_outside_inference_mode(kind, pack):
     """So an attack can search for strings against ComfyUI's own CLIPs: along the gradient at a token's

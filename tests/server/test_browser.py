@@ -54,21 +54,6 @@ SMALL = """() => {
 }"""
 SIZES = """() => (app.graph._nodes ?? app.graph.nodes).filter((node) => node.type.startsWith("ES"))
   .map((node) => [node.type, ...node.pos, ...node.size])"""
-ON_THE_MODEL_WIRE = """() => {
-  const nodes = app.graph._nodes ?? app.graph.nodes;
-  const find = (type) => nodes.find((node) => node.type === type);
-  const [loader, sampler, source, sanitize] = [
-    find("ESLoadSanitizer"), find("KSampler"), find("CheckpointLoaderSimple"), find("ESSanitizeConditioning"),
-  ];
-  const guard = LiteGraph.createNode("ESSanitizeModel");
-  guard.pos = [sampler.pos[0], sampler.pos[1] - 320];
-  app.graph.add(guard);
-  source.connect(0, guard, 0);
-  loader.connect(0, guard, 1);
-  guard.connect(0, sampler, sampler.inputs.findIndex((input) => input.name === "model"));
-  sanitize.mode = 4;
-}"""
-"""Mode 4 is bypassed."""
 RUN = """async () => {
   window.outcome = null;
   app.api.addEventListener("execution_success", () => (window.outcome = "success"));
@@ -182,16 +167,14 @@ def test_several_concepts_stand_in_one_line_and_apart_on_demand(page):
 
 
 def test_sanitize_model_says_what_it_did_in_the_sampling(page, server):
-    """In the first workflow, with the node put on the MODEL wire and the other sanitizing node bypassed."""
     server.get("/free", {"free_memory": True, "unload_models": True})
-    load(page, WORKFLOWS[0])
+    [workflow] = [path for path in WORKFLOWS if path.stem == "06_sanitize_model"]
+    load(page, workflow)
     page.evaluate(SMALL)
-    page.evaluate(ON_THE_MODEL_WIRE)
     run(page)
     page.wait_for_function(
         "[...document.querySelectorAll('.es-panel')].some((panel) => panel.textContent.includes('Last sampling'))"
     )
-    screenshot(page, "sanitize_model")
 
 
 def test_slider_moves_the_picture_back(page, server):
