@@ -1,8 +1,9 @@
 """`adoption`: whether a sanitizer is adopted for an encoder whose weights were changed, how it does there, and the time
-that it takes."""
+that it takes; and what training from there, or anew, brings where it is not."""
 
 import argparse
 import time
+from collections.abc import Sequence
 
 import torch
 
@@ -11,6 +12,8 @@ from sanitizer.errors import SanitizerError
 from sanitizer.model import artifact
 from sanitizer.prompts.concepts import load_concepts
 from sanitizer.training.adopt import adopt
+from sanitizer.training.fit import fit
+from sanitizer.training.report import Report
 
 RANK = 8
 """Of a change, as LoRA are made."""
@@ -52,15 +55,21 @@ def main(options: argparse.Namespace) -> int:
         except SanitizerError as error:
             print(f"{what:>10}{'refused':>10}  {error}", flush=True)
             continue
-        seconds, names = time.perf_counter() - began, known.erasable
-        shares = [
-            100 * (value or 0.0)
-            for report in (adoption.after, adoption.before)
-            for value in (report.found(names), report.benign_identical)
-        ]
         said = "adopted" if adoption.kept else "near" if adoption.near else "refused"
-        print(
-            f"{what:>10}{said:>10}{shares[0]:8.1f}%{shares[2]:7.1f}%{shares[1]:10.1f}%{shares[3]:7.1f}%{seconds:9.0f}",
-            flush=True,
-        )
+        print(_line(what, said, adoption.after, adoption.before, began, known.erasable), flush=True)
+        if options.train and not adoption.kept:
+            start, began = known if adoption.near else None, time.perf_counter()
+            _, report = fit(encoder, concepts, start=start)
+            said = "trained" if start is None else "warm"
+            print(_line(what, said, report, adoption.before, began, known.erasable), flush=True)
     return 0
+
+
+def _line(what: str, said: str, after: Report, before: Report, began: float, names: Sequence[str]) -> str:
+    shares = [
+        100 * (value or 0.0)
+        for pair in ((after.found(names), before.found(names)), (after.benign_identical, before.benign_identical))
+        for value in pair
+    ]
+    seconds = time.perf_counter() - began
+    return "{:>10}{:>10}{:8.1f}%{:7.1f}%{:10.1f}%{:7.1f}%{:9.0f}".format(what, said, *shares, seconds)

@@ -36,6 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="shares of the weights' norm by which a random change of rank 8 turns them, layer for the last layer but "
         "one, shuffled for weights in random order, divided by commas",
     )
+    adoption.add_argument("--train", action="store_true", help="train where it is not adopted, as auto does")
     adoption.add_argument("--seed", type=seed, default=0)
     return parser
 
