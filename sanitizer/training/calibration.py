@@ -48,6 +48,8 @@ class Harmless(NamedTuple):
     """Several of the everyday prompts, one behind the other."""
     longest: Votes
     """The same, of the greatest lengths."""
+    phrases: int
+    """Different phrases of which the borderline prompts are made."""
 
 
 def calibrate(
@@ -86,7 +88,8 @@ def calibrate(
     mix = weights[..., None] / everyday.std(dim=1).clamp_min(1e-3)
     scores = highest(torch.einsum("vpk,psk->svk", mix, parts), owner, len(number))
     sizes = [len(texts) for texts in groups.values()]
-    known = Harmless(*(Votes(*both) for both in zip(scores.split(sizes), number.split(sizes), strict=True)))
+    phrases = len(generator.hard) + len(generator.topics)
+    known = Harmless(*(Votes(*both) for both in zip(scores.split(sizes), number.split(sizes), strict=True)), phrases)
     thresholds, length_slopes = operating_points(known, concepts, config)
     unsafe = torch.einsum("vpk,psk->svk", mix, trained)
     for v, vote in enumerate(sanitizer.config.vote_weights):
@@ -106,10 +109,10 @@ def operating_points(known: Harmless, concepts: Sequence[Concept], config: Train
     """(V, K) thresholds t, and (V, K) slopes b: a prompt of n spans fires at t + b log n.
 
     t are the lowest ones at which all votes of all concepts that can be erased together touch at most the share
-    :attr:`TrainingConfig.false_positives` of everyday prompts, :attr:`TrainingConfig.borderline` of hard negatives and
-    :attr:`TrainingConfig.long_false_positives` of longer ones, each concept allowed its part, and never so low that the
-    empty prompt is touched. b are the lowest ones at which they touch at most that share of the longest. They may be
-    negative: the more words an encoder reads, the less of each is in an embedding.
+    :attr:`TrainingConfig.false_positives` of everyday prompts, :attr:`TrainingConfig.borderline` of hard negatives, or
+    one phrase of them more, and :attr:`TrainingConfig.long_false_positives` of longer ones, each concept allowed its
+    part, and never so low that the empty prompt is touched. b are the lowest ones at which they touch at most that
+    share of the longest. They may be negative: the more words an encoder reads, the less of each is in an embedding.
     """
     votes, count = known.empty.scores.shape[1:]
     parts = allowances(concepts).repeat(votes)
@@ -120,7 +123,9 @@ def operating_points(known: Harmless, concepts: Sequence[Concept], config: Train
     def level(own: Votes) -> Tensor:
         return own.scores.flatten(1) - slopes * (_log(own) - middle)
 
-    limits = [config.false_positives, config.borderline, config.long_false_positives]
+    # One phrase more: of a few it is chance whether one lies near, and a single one must not decide.
+    borderline = config.borderline + 1 / max(1, known.phrases)
+    limits = [config.false_positives, borderline, config.long_false_positives]
     longer = _log(known.longest)[:, 0] > middle
     longest = Votes(known.longest.scores[longer], known.longest.spans[longer])
     thresholds = torch.empty(0)

@@ -71,7 +71,7 @@ EMPTY, NONE = votes(1, -9.0), votes(0)
 
 def test_all_votes_share_one_budget():
     config = TrainingConfig()
-    known = Harmless(votes(4000), NONE, EMPTY, NONE, votes(3000, 1.0, 1, spans=12))
+    known = Harmless(votes(4000), NONE, EMPTY, NONE, votes(3000, 1.0, 1, spans=12), 0)
     points = operating_points(known, CONCEPTS, config)
     assert 0.7 * config.false_positives <= touched(known.everyday, *points) <= config.false_positives + 1e-6
     assert 0.7 * config.long_false_positives <= touched(known.longest, *points) <= config.long_false_positives + 1e-6
@@ -79,19 +79,31 @@ def test_all_votes_share_one_budget():
 
 def test_borderline_longer_and_empty_prompts_raise_the_thresholds():
     config = TrainingConfig()
-    plain = Harmless(votes(4000), NONE, EMPTY, NONE, NONE)
+    plain = Harmless(votes(4000), NONE, EMPTY, NONE, NONE, 1000)
     start, slope = operating_points(plain, CONCEPTS, config)
     assert not slope.any()
     for name, share in (("borderline", config.borderline), ("longer", config.long_false_positives)):
         hard = plain._replace(**{name: votes(1000, 2.5, 2)})
         higher, slope = operating_points(hard, CONCEPTS, config)
         assert (higher > start).all()
-        assert touched(getattr(hard, name), higher, slope) <= share
+        assert touched(getattr(hard, name), higher, slope) <= share + 1 / hard.phrases
     lifted, _ = operating_points(plain._replace(empty=votes(1, 12.0)), CONCEPTS, config)
     assert (lifted > 9.0).all()
 
 
+def test_one_of_a_few_hard_negatives_does_not_decide():
+    """A quarter of the prompts that are made of four phrases scores as high as unsafe ones."""
+    config = TrainingConfig()
+    plain = Harmless(votes(4000), NONE, EMPTY, NONE, NONE, 0)
+    near = Votes(torch.cat([votes(300, -1.0).scores, votes(100, 9.0).scores]), torch.ones(400, dtype=torch.long))
+    few, many = (
+        operating_points(plain._replace(borderline=near, phrases=count), CONCEPTS, config)[0] for count in (4, 400)
+    )
+    assert torch.equal(few, operating_points(plain, CONCEPTS, config)[0])
+    assert (many > few + 2).all()
+
+
 def test_where_long_texts_score_less_their_thresholds_are_lower():
-    known = Harmless(votes(4000), NONE, EMPTY, NONE, votes(3000, -2.0, 1, spans=8))
+    known = Harmless(votes(4000), NONE, EMPTY, NONE, votes(3000, -2.0, 1, spans=8), 0)
     _, slope = operating_points(known, CONCEPTS, TrainingConfig())
     assert (slope < 0).all()

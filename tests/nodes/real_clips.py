@@ -1,5 +1,6 @@
 """ComfyUI's own composite text encoders with few layers and random weights."""
 
+import base64
 import json
 from contextlib import suppress
 from importlib import import_module
@@ -14,15 +15,15 @@ LLAMA_CONFIG = {
     "num_hidden_layers": 4, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2,
     "num_key_value_heads": 1,
 }  # fmt: skip
-# FLUX.2 Klein puts out layers 9, 18 and 27, Ideogram 4 and Krea 2 more of them.
+# FLUX.2 puts out layers 10, 20 and 30, FLUX.2 Klein layers 9, 18 and 27, Ideogram 4 and Krea 2 more of them.
 DEEP_CONFIG = LLAMA_CONFIG | {"num_hidden_layers": 36}
 OPTIONS = {
     f"{name}_model_config": config
     for config, names in (
         (CLIP_CONFIG, "clip_l clip_g clip_h"),
         (T5_CONFIG, "t5xxl umt5xxl pile_t5xl t5base"),
-        (LLAMA_CONFIG, "qwen25_7b qwen25_3b qwen3_2b qwen3_06b gemma2_2b"),
-        (DEEP_CONFIG, "qwen3_4b qwen3vl_4b qwen3vl_8b"),
+        (LLAMA_CONFIG, "qwen25_7b qwen25_3b qwen3_2b qwen3_06b gemma2_2b ministral3_3b"),
+        (DEEP_CONFIG, "qwen3_4b qwen3vl_4b qwen3vl_8b mistral3_24b"),
     )
     for name in names.split()
 }
@@ -56,9 +57,17 @@ MODELS = {
     "mage_flow": ("comfy.text_encoders.mage_flow", "te()", "MageFlowTokenizer"),
     "boogu": ("comfy.text_encoders.boogu", "te()", "BooguTokenizer"),
     "joyimage": ("comfy.text_encoders.joyimage", "te()", "JoyImageTokenizer"),
+    "hunyuan_video15": (
+        "comfy.text_encoders.hunyuan_image",
+        "te(byt5=False)",
+        "comfy.text_encoders.hunyuan_video.HunyuanVideo15Tokenizer",
+    ),
+    "flux2": ("comfy.text_encoders.flux", "flux2_te()", "Flux2Tokenizer"),
+    "ernie": ("comfy.text_encoders.ernie", "te()", "ErnieTokenizer"),
     "anima": ("comfy.text_encoders.anima", "te()", "AnimaTokenizer"),
 }
-"""Family -> module, text model (with "()": what makes its class) and tokenizer, or None for one that is made here."""
+"""Family -> module, text model (with "()": what makes its class) and tokenizer, in that module or with its own, or None
+for one that is made here."""
 
 
 def make(kind, form=None):
@@ -72,6 +81,8 @@ def make(kind, form=None):
         module = import_module(where)
         name, call, options = model.partition("(")
         found = getattr(module, name)
+        home, _, tokenizer_class = (tokenizer_name or "").rpartition(".")
+        made_tokenizer = getattr(import_module(home or where), tokenizer_class) if tokenizer_class else _wan_tokenizer()
     except (ImportError, AttributeError):
         pytest.skip(f"this ComfyUI has no {kind}")
     made = found(**({"byt5": False} if "byt5" in options else {})) if call else found
@@ -79,11 +90,15 @@ def make(kind, form=None):
     class Target:
         params: dict = {}  # noqa: RUF012
         clip = made
-        tokenizer = getattr(module, tokenizer_name) if tokenizer_name else _wan_tokenizer()
+        tokenizer = made_tokenizer
 
     # SD3 pads its CLIP rows to T5's 4096 channels.
     width = {"t5xxl_model_config": T5_CONFIG | {"d_model": 4096}} if kind == "sd3" else {}
-    pieces = {"spiece_model": _gemma_pieces()} if kind in ("lumina2", "pixeldit") else {}
+    pieces = {}
+    if kind in ("lumina2", "pixeldit"):
+        pieces = {"spiece_model": _gemma_pieces()}
+    elif kind in ("flux2", "ernie"):
+        pieces = {"tekken_model": _mistral_pieces()}
 
     def build(more, **state):
         return comfy.sd.CLIP(
@@ -127,14 +142,36 @@ def _quantized(model):
     return state
 
 
+WORDS = ("a", "red", "boat", "nude", "woman", "oil", "painting", "tea", "user", "assistant", "Prompt", "Start")
+"""What the vocabularies know that come with checkpoints and are made here."""
+
+
+def _mistral_pieces():
+    """Bytes, the words behind a space with their beginnings, and the marks of the template where Mistral has them."""
+    pieces = [bytes([value]) for value in range(256)]
+    for word in WORDS:
+        pieces += [f" {word[:end]}".encode() for end in range(1, len(word) + 1)]
+    marks = {"<s>": 1, "</s>": 2, "[INST]": 3, "[/INST]": 4, "<pad>": 11, "[SYSTEM_PROMPT]": 17, "[/SYSTEM_PROMPT]": 18}
+    vocab = [
+        {"rank": rank, "token_bytes": base64.b64encode(piece).decode()}
+        for rank, piece in enumerate(dict.fromkeys(pieces))
+    ]
+    return json.dumps(
+        {
+            "config": {"default_num_special_tokens": 1000, "default_vocab_size": 131072},
+            "vocab": vocab,
+            "special_tokens": [{"rank": rank, "token_str": mark} for mark, rank in marks.items()],
+        }
+    )
+
+
 def _gemma_pieces():
-    """Gemma's vocabulary comes with its checkpoint; this one is learned from a few words."""
+    """Learned from a few words."""
     import sentencepiece
 
-    words = ["a", "red", "boat", "nude", "woman", "oil", "painting", "tea", "user", "assistant", "Prompt", "Start"]
     made = BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter([" ".join(words[at:] + words[:at]) for at in range(len(words))] * 20),
+        sentence_iterator=iter([" ".join(WORDS[at:] + WORDS[:at]) for at in range(len(WORDS))] * 20),
         model_writer=made, vocab_size=80, hard_vocab_limit=False, model_type="bpe", minloglevel=2,
         pad_id=0, eos_id=1, bos_id=2, unk_id=3,
     )  # fmt: skip

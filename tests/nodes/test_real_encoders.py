@@ -13,6 +13,7 @@ FAMILIES = (
     "sd15", "sd2", "sdxl", "sdxl_refiner", "sd3", "flux", "t5", "wan", "aura_flow", "stable_audio", "cosmos",
     "mochi", "ltxv", "cogvideo", "qwen_image", "hunyuan_image", "omnigen2", "z_image", "klein", "kandinsky5",
     "longcat", "ovis", "lumina2", "pixeldit", "ideogram4", "krea2", "mage_flow", "boogu", "joyimage",
+    "hunyuan_video15", "flux2", "ernie",
 )  # fmt: skip
 REFUSED = ("anima",)
 
