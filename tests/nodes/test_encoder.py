@@ -101,9 +101,10 @@ class _Packed(torch.Tensor):
     """As ComfyUI-GGUF's weights: bytes, of a class that has no method of its own to give numbers."""
 
 
-def test_weights_that_the_state_dict_does_not_hold(pack, clip, monkeypatch):
+def test_weights_that_the_state_dict_does_not_hold(pack, helper, monkeypatch):
     """As those of ComfyUI-GGUF, which gives tensors without values, and one more for the room that it needs."""
     module = pack("nodes.adapter.clip")
+    clip = helper("minilm_clip").make_clip(pack("sanitizer.encoders").load_encoder("minilm-causal"))
     layer = next(m for m in clip.cond_stage_model.modules() if isinstance(m, torch.nn.Linear))
 
     def fake(destination, prefix, keep_vars):
@@ -115,15 +116,14 @@ def test_weights_that_the_state_dict_does_not_hold(pack, clip, monkeypatch):
         return module.ComfyTextEncoder(clip).fingerprint.weights
 
     known = weights()
-    with monkeypatch.context() as patched:
-        patched.setattr(layer, "_save_to_state_dict", fake)
-        assert weights() == known
-        patched.setattr(layer, "bias", torch.nn.Parameter(layer.bias.detach() + 1))
-        assert weights() != known
-        encoder = module.ComfyTextEncoder(clip)
-        patched.setattr(layer, "weight", torch.nn.Parameter(layer.weight.detach().to("meta")))
-        with pytest.raises(pack("sanitizer.errors").SanitizerError, match="is not loaded"):
-            list(encoder._weights())
+    monkeypatch.setattr(layer, "_save_to_state_dict", fake)
+    assert weights() == known
+    layer.bias = torch.nn.Parameter(layer.bias.detach() + 1)
+    assert weights() != known
+    encoder = module.ComfyTextEncoder(clip)
+    layer.weight = torch.nn.Parameter(layer.weight.detach().to("meta"))
+    with pytest.raises(pack("sanitizer.errors").SanitizerError, match="is not loaded"):
+        list(encoder._weights())
     packed = torch.arange(9, dtype=torch.uint8).as_subclass(_Packed)
     assert torch.equal(module._half(packed), torch.arange(9, dtype=torch.float16))
     assert type(module._half(packed)) is torch.Tensor
