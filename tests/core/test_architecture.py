@@ -22,7 +22,7 @@ ALLOWED = {
     "sanitizer.render": {"audit", "text", "model"},
     "sanitizer.cli": {"exits", "render", "text", "training", "model", "prompts", "encoders"},
 }
-SHARED = {"sanitizer.errors", "sanitizer.files"}
+SHARED = {"sanitizer.errors", "sanitizer.files", "sanitizer.tensor_files"}
 
 
 def modules() -> dict[str, Path]:

@@ -9,6 +9,7 @@ import torch
 
 from evaluation import store
 from evaluation.store import Entry, Store, tree_digest
+from sanitizer import tensor_files
 from sanitizer.errors import SanitizerError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -73,7 +74,7 @@ def test_facts_alone_are_an_entry(tmp_path):
 def test_an_entry_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     one = Store(tmp_path, {})
     one.save(("x",), Entry(info={"n": 1}), ["a"])
-    monkeypatch.setattr(store, "save", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(tensor_files, "save", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         one.save(("x",), Entry(info={"n": 2}), ["b"])
     assert one.has(("x",), ["a"]) and one.load(("x",)).info == {"n": 1}
