@@ -73,16 +73,19 @@ def browser():
 @pytest.fixture(params=["classic", "vue"])
 def page(request, browser, server, trained):
     opened = browser.new_page(viewport={"width": 1900, "height": 1050})
-    opened.set_default_timeout(WAIT_MS)
-    opened.goto(server.url)
-    opened.wait_for_function("window.app?.graph && window.app.extensionManager")
-    version = opened.evaluate("window.__COMFYUI_FRONTEND_VERSION__ ?? '0.0'").split(".")
-    if request.param == "vue" and [int(part) for part in version[:2]] < VUE_SINCE:
-        pytest.skip("the Vue renderer of this front end is a hidden experiment without text boxes and notes")
-    opened.evaluate(PREPARE, request.param == "vue")
-    opened.renderer = request.param
-    yield opened
-    opened.close()
+    try:
+        opened.set_default_timeout(WAIT_MS)
+        opened.goto(server.url)
+        opened.wait_for_function("window.app?.graph && window.app.extensionManager")
+        version = opened.evaluate("window.__COMFYUI_FRONTEND_VERSION__ ?? '0.0'").split(".")
+        if request.param == "vue" and [int(part) for part in version[:2]] < VUE_SINCE:
+            pytest.skip("the Vue renderer of this front end is a hidden experiment without text boxes and notes")
+        opened.evaluate(PREPARE, request.param == "vue")
+        opened.renderer = request.param
+        yield opened
+    finally:
+        # Also where it is skipped: a page that stays open draws on.
+        opened.close()
 
 
 def load(page, workflow: Path) -> None:
