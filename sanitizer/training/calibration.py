@@ -88,8 +88,8 @@ def calibrate(
     mix = weights[..., None] / everyday.std(dim=1).clamp_min(1e-3)
     scores = highest(torch.einsum("vpk,psk->svk", mix, parts), owner, len(number))
     sizes = [len(texts) for texts in groups.values()]
-    phrases = len(generator.hard) + len(generator.topics)
-    known = Harmless(*(Votes(*both) for both in zip(scores.split(sizes), number.split(sizes), strict=True)), phrases)
+    votes = [Votes(*both) for both in zip(scores.split(sizes), number.split(sizes), strict=True)]
+    known = Harmless(*votes, phrases=len(generator.hard) + len(generator.topics))
     thresholds, length_slopes = operating_points(known, concepts, config)
     unsafe = torch.einsum("vpk,psk->svk", mix, trained)
     for v, vote in enumerate(sanitizer.config.vote_weights):
