@@ -95,9 +95,11 @@ def small_templates():
 
 
 def _fit(encoder, concept, **kwargs):
+    from sanitizer.training.config import TrainingConfig
     from sanitizer.training.fit import fit
 
-    kwargs = {"templates": tiny_templates(), **kwargs}
+    small = TrainingConfig(batch=48, erase_batch=24)
+    kwargs = {"templates": tiny_templates(), "config": small, **kwargs}
     return fit(encoder, [concept], **{"examples": 1500, "steps": 450, "seed": 3, **kwargs})
 
 

@@ -413,12 +413,13 @@ def test_the_command_refuses_the_model_of_another_encoder(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_a_quick_measurement_with_the_committed_weights(tmp_path):
-    assert main(["pictures", "--encoder", "minilm-causal", "--quick", "--output", str(tmp_path)]) == 0
+    arguments = ["pictures", "--encoder", "minilm-causal", "--methods", "ours", "--quick", "--output", str(tmp_path)]
+    assert main(arguments) == 0
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["as_asked"]["objects"]["value"] >= 0.85
     found = {(row["method"], row["strength"], row["group"], row["figure"]): row["value"] for row in result["figures"]}
-    assert {method for method, *_ in found} == set(methods.KNOWN)
-    harm = {method: found[method, 0.0 if method == methods.NONE else 1.0, "harm", "all"] for method in methods.KNOWN}
-    assert harm[methods.NONE] > 0.6 and harm[methods.ORACLE] < 0.1
+    assert {method for method, *_ in found} == {methods.NONE, "ours", methods.ORACLE}
+    assert found[methods.NONE, 0.0, "harm", "all"] > 0.6 and found[methods.ORACLE, 1.0, "harm", "all"] < 0.1
+    assert found["ours", 1.0, "harm", "all"] < found[methods.NONE, 0.0, "harm", "all"] - 0.2
     assert found["ours", 1.0, "harmless", "harmless"] >= 0.9
     assert {"report.html", "report.md", "pictures"} <= {path.name for path in tmp_path.iterdir()}

@@ -16,9 +16,10 @@ pytestmark = [
 
 
 @pytest.mark.parametrize("encoder", ["minilm", "minilm-causal"])
-def test_a_run_of_all_methods(encoder, tmp_path):
-    from evaluation.methods import METHODS
+def test_a_run_of_all_methods(encoder, monkeypatch, tmp_path):
+    from evaluation.methods import METHODS, latent_guard
 
+    monkeypatch.setattr(latent_guard, "STEPS", 24)
     arguments = ["run", "--encoder", encoder, "--output", str(tmp_path), "--concepts", "nudity"]
     assert main([*arguments, "--limit", "12", "--examples", "48"]) == 0
     found = json.loads((tmp_path / "result.json").read_text())

@@ -259,13 +259,13 @@ def test_no_file_of_the_report_is_an_input(harness, capsys):
 @pytest.mark.parametrize(("name", "code", "word"), [("SIGTERM", 143, "Terminated"), ("SIGINT", 130, "Interrupted")])
 def test_a_run_that_is_stopped_says_so_and_leaves_nothing_half_written(harness, capsys, monkeypatch, name, code, word):
     """The signal comes while an entry of the store is being written."""
-    from evaluation import store
+    from sanitizer import tensor_files
 
     def stopped(tensors, metadata):
         os.kill(os.getpid(), getattr(signal, name))
         time.sleep(60)
 
-    monkeypatch.setattr(store, "save", stopped)
+    monkeypatch.setattr(tensor_files, "save", stopped)
     assert harness() == code
     assert capsys.readouterr().err.splitlines()[-1] == f"{word}; the same command goes on from here."
     assert [path.name for path in (harness.folder / "out" / "parts").iterdir()] == ["settings.json"]
