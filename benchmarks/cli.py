@@ -1,4 +1,5 @@
-"""The command line: time of sanitizing a prompt, memory and time of training a sanitizer, and what adoption keeps."""
+"""The command line: time of sanitizing a prompt, memory and time of training a sanitizer, what adoption keeps, and how
+many prompts are scored in a second."""
 
 import argparse
 from collections.abc import Sequence
@@ -38,6 +39,14 @@ def build_parser() -> argparse.ArgumentParser:
     )
     adoption.add_argument("--train", action="store_true", help="train where it is not adopted, as auto does")
     adoption.add_argument("--seed", type=seed, default=0)
+    scale = commands.add_parser("scale", help="prompts scored in a second, without Ray and by workers of Ray")
+    scale.add_argument("--encoder", default="minilm", help="as above (minilm)")
+    scale.add_argument("--sanitizer", default="auto", help="as above")
+    scale.add_argument("--input", help="prompts, as for python -m sanitizer score; else four harmless ones in five")
+    scale.add_argument("--prompts", type=positive, default=100_000, help="without --input, so many (100,000)")
+    scale.add_argument("--workers", default="1,2", help="numbers of workers, divided by commas (1,2)")
+    scale.add_argument("--shard-rows", type=positive, default=4096, help="prompts of a shard (4096)")
+    scale.add_argument("--device", default="cpu")
     return parser
 
 
@@ -51,7 +60,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from . import memory as benchmark
         elif options.command == "training":
             from . import training as benchmark
-        else:
+        elif options.command == "adoption":
             from . import adoption as benchmark
+        else:
+            from . import scale as benchmark
         end.code = benchmark.main(options)
     return end.code

@@ -108,14 +108,17 @@ INPUT = _option(
     "--input",
     metavar="PROMPTS",
     parser=str,
-    help="prompts: .txt (one a line), .csv (with a header) or .jsonl (an object or a string a line), UTF-8; - is "
-    "standard input, read as text unless --format says otherwise. Read bit by bit, so it may be of any length",
+    help="prompts: .txt (one a line), .csv (with a header), .jsonl (an object or a string a line), UTF-8, or .parquet; "
+    "- is standard input, read as text unless --format says otherwise. Read bit by bit, so it may be of any length",
 )
 Column = Annotated[
-    str, _option("--column", metavar="NAME", help="column of a .csv, key of a .jsonl (default: prompt)", parser=str)
+    str,
+    _option(
+        "--column", metavar="NAME", help="column of a .csv or .parquet, key of a .jsonl (default: prompt)", parser=str
+    ),
 ]
 Format = Annotated[
-    Literal["txt", "csv", "jsonl"] | None,
+    Literal["txt", "csv", "jsonl", "parquet"] | None,
     _option("--format", help="format of the input, where its name does not tell it"),
 ]
 NoReadings = Annotated[
@@ -124,6 +127,34 @@ NoReadings = Annotated[
         "--no-readings",
         help="score prompts only as they are written; without this, n4k3d and n.u.d.e are also scored as they read",
     ),
+]
+Engine = Annotated[
+    Literal["local", "ray"] | None,
+    _option(
+        "--engine",
+        help="work in shards, into the folder --output, so that a run that was cut off goes on and a bad row stops "
+        "nothing; --input may be a folder. local: in this process; ray: by workers on the Ray cluster of RAY_ADDRESS, "
+        "or on this machine's cores or GPUs (pip install 'ray[data]')",
+    ),
+]
+Workers = Annotated[
+    int | None,
+    _option(
+        "--workers",
+        metavar="N",
+        min=1,
+        help="workers of --engine ray (default: one for each GPU of the cluster, or for each --cores of its cores)",
+    ),
+]
+Cores = Annotated[
+    int | None,
+    _option(
+        "--cores", metavar="N", min=1, help="cores of a worker of --engine ray (default: 1), or of --engine local (all)"
+    ),
+]
+ShardRows = Annotated[
+    int,
+    _option("--shard-rows", metavar="N", min=1, help="prompts of a shard, a multiple of 256 (default: 4096)"),
 ]
 Device = Annotated[str, _option("--device", metavar="D", help="cpu (default), cuda, cuda:1, mps")]
 
@@ -243,11 +274,22 @@ def score(
     output: Annotated[
         str | None,
         _option(
-            "--output", metavar="OUT.jsonl", parser=str, help="write JSON lines to this file instead of the screen"
+            "--output",
+            metavar="OUT.jsonl",
+            parser=str,
+            help="write to this .jsonl, .csv or .parquet file instead of the screen",
         ),
+    ] = None,
+    output_format: Annotated[
+        Literal["jsonl", "csv", "parquet"] | None,
+        _option("--output-format", help="format of the scores, where the name of --output does not tell it"),
     ] = None,
     no_readings: NoReadings = False,
     device: Device = "cpu",
+    engine: Engine = None,
+    workers: Workers = None,
+    cores: Cores = None,
+    shard_rows: ShardRows = 4096,
 ) -> None:
     """Scores every word of every prompt by concept. On a terminal it prints the prompts with their words coloured by
     score; in a pipe or with --output it writes JSON lines: prompt, flagged, prompt_scores (by concept), tokens (token,
@@ -257,10 +299,20 @@ def score(
         context.fail("give prompts or --input, not both")
     if not prompts and source is None and is_terminal(sys.stdin):
         context.fail("no prompts: give some, or --input FILE, or pipe them in")
+    if engine is not None and (source is None or output is None):
+        context.fail("--engine works from --input into the folder --output: give both")
     with _exit_code():
+        from .pipeline import Job
         from .score import run
 
-        run(prompts or [], source, column, form, output, encoder, sanitizer, not no_readings, device)
+        job = Job(encoder, sanitizer, not no_readings, device=device)
+        if engine is not None and source is not None and output is not None:
+            from . import shards
+
+            task = shards.Task(job, output_format or "jsonl", column, form)
+            shards.run(task, source, Path(output), shard_rows, engine, workers, cores)
+            return
+        run(job, prompts or [], source, column, form, output, output_format)
 
 
 @app.command(
@@ -325,6 +377,10 @@ def sanitize(
     ] = None,
     no_readings: NoReadings = False,
     device: Device = "cpu",
+    engine: Engine = None,
+    workers: Workers = None,
+    cores: Cores = None,
+    shard_rows: ShardRows = 4096,
 ) -> None:
     """Encodes prompts, sanitizes the embeddings and writes both into one .safetensors file: embeddings and sanitized
     (N, L, D), mask (N, L), prompt_scores (N, K), token_scores (N, L, K), and pooled and pooled_sanitized (N, P) where
@@ -338,22 +394,26 @@ def sanitize(
     (N, L', D), and mask_sanitized (N, L') is written too.
     """
     with _exit_code():
+        from .pipeline import Job
         from .sanitize import run
 
-        run(
-            source,
-            column,
-            form,
-            output,
+        job = Job(
             encoder,
             sanitizer,
+            not no_readings,
             mode == "re-encode",
             strength,
             threshold,
             None if concepts is None else _names(concepts),
-            not no_readings,
             device,
         )
+        if engine is not None:
+            from . import shards
+
+            task = shards.Task(job, "safetensors", column, form)
+            shards.run(task, source, output, shard_rows, engine, workers, cores)
+            return
+        run(job, source, column, form, output)
 
 
 @app.command(short_help="what a sanitizer file is")

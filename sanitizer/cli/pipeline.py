@@ -60,6 +60,43 @@ class Result:
         return words(self.prompt, self.tokens, self.offsets, self.token_scores, self.concepts)
 
 
+@dataclass(frozen=True)
+class Job:
+    """What is done with prompts, as the command line says it."""
+
+    encoder: str
+    sanitizer: str = "auto"
+    readings: bool = True
+    """Whether prompts in disguise are also scored as they read."""
+    re_encode: bool = False
+    strength: float = 0.0
+    threshold: float | None = None
+    concepts: Sequence[str] | None = None
+    """To be erased, None for all that the sanitizer erases."""
+    device: str = "cpu"
+
+
+class Processor:
+    """A job's encoder and sanitizer, ready for prompts; errors as of :func:`load_pair`."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.encoder, self.sanitizer, self.path = load_pair(
+            job.encoder, job.sanitizer, job.device, concepts=job.concepts
+        )
+        self._settings = {
+            "strength": job.strength,
+            "threshold": job.threshold,
+            "concepts": job.concepts,
+            "reader": default_reader(job.readings),
+            "re_encoder": default_re_encoder(self.encoder, self.sanitizer, job.concepts, job.re_encode),
+        }
+
+    def __call__(self, prompts: Iterable[str]) -> Iterator[Result]:
+        """See :func:`process`."""
+        return process(self.encoder, self.sanitizer, prompts, **self._settings)
+
+
 def load_pair(
     encoder_name: str,
     sanitizer_name: str,

@@ -19,55 +19,41 @@ from torch import Tensor
 from ..errors import SanitizerError
 from ..files import keep_apart, sha256_of, whole_path
 from ..model.config import THRESHOLD
-from .io import check_output, counted, encoder_files, note, read_prompts
-from .pipeline import Result, default_re_encoder, default_reader, load_pair, process
+from .io import check_output, counted, encoder_files, note
+from .pipeline import Job, Processor, Result
+from .rows import read_prompts
 
 FORMAT = "embedding-sanitizer output, version 1"
 
 
-def run(
-    source: str,
-    column: str,
-    form: str | None,
-    output: Path,
-    encoder_name: str,
-    sanitizer_name: str,
-    re_encode: bool,
-    strength: float,
-    threshold: float | None,
-    concepts: list[str] | None,
-    readings: bool,
-    device: str,
-) -> None:
-    """Sanitize the prompts of the source into the output; concepts None: all that the sanitizer erases."""
+def run(job: Job, source: str, column: str, form: str | None, output: Path) -> None:
+    """Sanitize the prompts of the source into the output."""
     texts = read_prompts(source, column, form)
-    target = check_output(output, ".safetensors", source, sanitizer_name, encoder_files(encoder_name))
-    encoder, sanitizer, path = load_pair(encoder_name, sanitizer_name, device, concepts=concepts)
-    keep_apart(target, [path])
-    digest = sha256_of(path)
-    metadata = {
-        "format": FORMAT,
-        "encoder": f"{encoder_name}: {encoder.fingerprint}",
-        "encoder_fingerprint": json.dumps(encoder.fingerprint.to_dict()),
-        "sanitizer": f"{path.name} sha256:{digest}",
-        "concepts": json.dumps(sanitizer.concepts),
-        "erased": json.dumps(concepts or sanitizer.erasable),
-        "mode": "re-encode" if re_encode else "rewrite",
-        "strength": f"{strength:g}",
-        "readings": json.dumps(readings),
-        "threshold": f"{THRESHOLD if threshold is None else threshold:g}",
-    }
-    settings = {
-        "strength": strength,
-        "threshold": threshold,
-        "concepts": concepts,
-        "reader": default_reader(readings),
-        "re_encoder": default_re_encoder(encoder, sanitizer, concepts, re_encode),
-    }
+    target = check_output(output, ".safetensors", source, job.sanitizer, encoder_files(job.encoder))
+    processor = Processor(job)
+    keep_apart(target, [processor.path])
+    metadata = header(processor)
     began = time.monotonic()
     with counted(texts) as prompts:
-        total, flagged = write(process(encoder, sanitizer, prompts, **settings), target, metadata, moved=re_encode)
-    note(f"{output}: {total} prompts, {flagged} sanitized, by {path.name}, {time.monotonic() - began:.1f} s.")
+        total, flagged = write(processor(prompts), target, metadata, moved=job.re_encode)
+    note(f"{output}: {total} prompts, {flagged} sanitized, by {processor.path.name}, {time.monotonic() - began:.1f} s.")
+
+
+def header(processor: Processor) -> dict[str, str]:
+    """What a file of sanitized prompts says of itself."""
+    job, sanitizer = processor.job, processor.sanitizer
+    return {
+        "format": FORMAT,
+        "encoder": f"{job.encoder}: {processor.encoder.fingerprint}",
+        "encoder_fingerprint": json.dumps(processor.encoder.fingerprint.to_dict()),
+        "sanitizer": f"{processor.path.name} sha256:{sha256_of(processor.path)}",
+        "concepts": json.dumps(sanitizer.concepts),
+        "erased": json.dumps(job.concepts or sanitizer.erasable),
+        "mode": "re-encode" if job.re_encode else "rewrite",
+        "strength": f"{job.strength:g}",
+        "readings": json.dumps(job.readings),
+        "threshold": f"{THRESHOLD if job.threshold is None else job.threshold:g}",
+    }
 
 
 def write(results: Iterable[Result], target: Path, metadata: dict[str, str], moved: bool = False) -> tuple[int, int]:

@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 from sanitizer.cli import pipeline
 from sanitizer.cli.io import check_output
 from sanitizer.cli.pipeline import process
+from sanitizer.cli.records import line, write_jsonl
 from sanitizer.cli.sanitize import TensorSpool, write
-from sanitizer.cli.score import line, write_lines
 from sanitizer.errors import SanitizerError
 from sanitizer.files import whole_file, whole_path
 from sanitizer.model import artifact
@@ -126,7 +126,7 @@ def test_prompts_are_not_read_ahead_of_a_span(masked, monkeypatch):
 
 def test_json_lines(causal):
     file = io.BytesIO()
-    assert write_lines(iter(results(causal)), file) == (len(PROMPTS), 3)
+    assert write_jsonl(iter(results(causal)), file, ()) == (len(PROMPTS), 3)
     records = [json.loads(text) for text in file.getvalue().decode().splitlines()]
     assert [record["prompt"] for record in records] == PROMPTS
     for record in records:

@@ -7,7 +7,8 @@ import tracemalloc
 
 import pytest
 
-from sanitizer.cli.io import batches, given_prompts, read_prompts
+from sanitizer.cli.io import batches
+from sanitizer.cli.rows import given_prompts, read_prompts
 from sanitizer.errors import SanitizerError
 
 
@@ -62,7 +63,7 @@ def test_utf16_is_recognised(read):
 
 
 def test_a_line_without_end_is_refused(read, monkeypatch):
-    monkeypatch.setattr("sanitizer.cli.io.LONGEST", 1000)
+    monkeypatch.setattr("sanitizer.cli.rows.LONGEST", 1000)
     assert "line 2: longer than 1,000 bytes" in refused(read, "p.txt", "a\n" + "x" * 5000)
 
 
@@ -172,7 +173,7 @@ def test_a_prompt_that_is_too_long_is_named_by_its_line(read):
 
 
 def test_an_unknown_ending_needs_a_format(read):
-    assert "--format" in refused(read, "p.parquet", "a")
+    assert "--format" in refused(read, "p.xlsx", "a")
     assert read("p.data", '"a"\n', form="jsonl") == ["a"]
 
 
@@ -196,7 +197,8 @@ def test_batches_keep_order_and_limits():
     prompts = ["x" * n for n in (3, 3, 3, 50, 1, 1, 1, 1)]
     found = list(batches(prompts, 3, 10))
     assert [prompt for batch in found for prompt in batch] == prompts
-    assert [len(batch) for batch in found] == [3, 1, 3, 1]
+    assert [len(batch) for batch in found] == [3, 1, 2, 2]
+    assert [len(batch) for batch in batches(prompts[:3] + prompts[4:], 3, 10)] == [3, 3, 1]
     assert list(batches([], 3, 10)) == []
 
 

