@@ -153,10 +153,18 @@ Cores = Annotated[
     ),
 ]
 ShardRows = Annotated[
-    int,
+    int | None,
     _option("--shard-rows", metavar="N", min=1, help="prompts of a shard, a multiple of 256 (default: 4096)"),
 ]
 Device = Annotated[str, _option("--device", metavar="D", help="cpu (default), cuda, cuda:1, mps")]
+
+
+def _in_shards(context: typer.Context, engine: str | None, **options: int | None) -> None:
+    """Refuses options of shards where none are wanted."""
+    given = [f"--{name.replace('_', '-')}" for name, value in options.items() if value is not None]
+    if given and engine is None:
+        context.fail(f"{', '.join(given)}: only with --engine")
+
 
 app = typer.Typer(
     # Plain help: rich's panels break the lines of examples, and bring colour into the pipes of some CI systems.
@@ -256,6 +264,8 @@ examples:
   cat prompts.txt | PROGRAM score --encoder minilm |
       jq -r 'select(.flagged).prompt'
   PROGRAM score --encoder minilm -- "-a prompt with a dash"
+  PROGRAM score --encoder minilm --input prompts/ \
+      --output scores/ --engine ray --workers 8
 """),
 )
 def score(
@@ -289,7 +299,7 @@ def score(
     engine: Engine = None,
     workers: Workers = None,
     cores: Cores = None,
-    shard_rows: ShardRows = 4096,
+    shard_rows: ShardRows = None,
 ) -> None:
     """Scores every word of every prompt by concept. On a terminal it prints the prompts with their words coloured by
     score; in a pipe or with --output it writes JSON lines: prompt, flagged, prompt_scores (by concept), tokens (token,
@@ -299,6 +309,9 @@ def score(
         context.fail("give prompts or --input, not both")
     if not prompts and source is None and is_terminal(sys.stdin):
         context.fail("no prompts: give some, or --input FILE, or pipe them in")
+    _in_shards(context, engine, workers=workers, cores=cores, shard_rows=shard_rows)
+    if output_format is not None and output in (None, "-"):
+        context.fail("--output-format is for a file: give --output, too")
     if engine is not None and (source is None or output is None):
         context.fail("--engine works from --input into the folder --output: give both")
     with _exit_code():
@@ -310,7 +323,7 @@ def score(
             from . import shards
 
             task = shards.Task(job, output_format or "jsonl", column, form)
-            shards.run(task, source, Path(output), shard_rows, engine, workers, cores)
+            shards.run(task, source, Path(output), shard_rows or shards.ROWS, engine, workers, cores)
             return
         run(job, prompts or [], source, column, form, output, output_format)
 
@@ -329,6 +342,7 @@ examples:
 """),
 )
 def sanitize(
+    context: typer.Context,
     encoder: Encoder,
     source: Annotated[str, INPUT],
     output: Annotated[Path, _option("--output", metavar="OUT.safetensors", help="the file to write")],
@@ -380,7 +394,7 @@ def sanitize(
     engine: Engine = None,
     workers: Workers = None,
     cores: Cores = None,
-    shard_rows: ShardRows = 4096,
+    shard_rows: ShardRows = None,
 ) -> None:
     """Encodes prompts, sanitizes the embeddings and writes both into one .safetensors file: embeddings and sanitized
     (N, L, D), mask (N, L), prompt_scores (N, K), token_scores (N, L, K), and pooled and pooled_sanitized (N, P) where
@@ -393,6 +407,7 @@ def sanitize(
     first the word lists of the concepts that were found are encoded, once. The rows may move, so sanitized is
     (N, L', D), and mask_sanitized (N, L') is written too.
     """
+    _in_shards(context, engine, workers=workers, cores=cores, shard_rows=shard_rows)
     with _exit_code():
         from .pipeline import Job
         from .sanitize import run
@@ -411,7 +426,7 @@ def sanitize(
             from . import shards
 
             task = shards.Task(job, "safetensors", column, form)
-            shards.run(task, source, output, shard_rows, engine, workers, cores)
+            shards.run(task, source, output, shard_rows or shards.ROWS, engine, workers, cores)
             return
         run(job, source, column, form, output)
 
