@@ -264,7 +264,7 @@ examples:
   cat prompts.txt | PROGRAM score --encoder minilm |
       jq -r 'select(.flagged).prompt'
   PROGRAM score --encoder minilm -- "-a prompt with a dash"
-  PROGRAM score --encoder minilm --input prompts/ \
+  PROGRAM score --encoder minilm --input prompts/ \\
       --output scores/ --engine ray --workers 8
 """),
 )
