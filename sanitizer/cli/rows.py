@@ -53,7 +53,8 @@ def read_prompts(source: str, column: str = "prompt", form: str | None = None) -
     typing error. Raises SanitizerError that names the file and the row for anything that cannot be read, here or
     later; earlier prompts have been given by then.
     """
-    return (checked(row, source) for row in read_rows(source, column, form))
+    first, rest = _begun(source, column, form)
+    return chain([checked(row, source) for row in first], (checked(row, source) for row in rest))
 
 
 def read_rows(
@@ -61,6 +62,13 @@ def read_rows(
 ) -> Iterator[Row]:
     """The rows of a file, see :func:`read_prompts`; those behind the first `number` lines (Parquet: rows), which end at
     byte `start`. Raises SanitizerError for what is wrong with the whole file."""
+    return chain(*_begun(source, column, form, start, number))
+
+
+def _begun(
+    source: str, column: str, form: str | None, start: int = 0, number: int = 0
+) -> tuple[list[Row], Iterator[Row]]:
+    """The first row of a file, of a pipe none, and the others."""
     name = _named(source)
     if not source:
         raise SanitizerError("--input: expected the name of a file, or - for standard input, found an empty name.")
@@ -70,11 +78,10 @@ def read_rows(
         form = form or form_of(source, regular)
         rows = _FORMS[form](file, name, column, start, number)
         # What may still be on its way, such as a pipe's, is not waited for.
-        first = list(islice(rows, 1)) if regular else []
+        return list(islice(rows, 1)) if regular else [], rows
     except BaseException:
         file.close()
         raise
-    return chain(first, rows)
 
 
 def checked(row: Row, source: str) -> str:
