@@ -13,6 +13,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -250,9 +251,10 @@ def trained(server) -> str:
 
 
 @pytest.fixture(scope="session")
-def weapons(server) -> dict:
+def weapons(server) -> Iterator[dict]:
     """The Train Sanitizer node with the pairs of evaluation/pictures/weapon.toml, as a user would type them in. It
-    stands in a graph whose node 1 loads the checkpoint, and trains once."""
+    stands in a graph whose node 1 loads the checkpoint, and trains once; half an hour on a slow core, so that the file
+    is kept from run to run in the folder ES_TRAINED, if one is given."""
     pytest.importorskip("diffusers")
     from evaluation.pictures import measure
     from sanitizer.prompts.concepts import load_concept
@@ -263,7 +265,13 @@ def weapons(server) -> dict:
         "clip": ["1", 1], "concepts": "none", "custom_concept": "\n".join(lines), "name": WEAPON,
         "examples": WEAPON_EXAMPLES, "steps": 0, "seed": 0, "retrain": False,
     }  # fmt: skip
-    return {"class_type": "ESTrainSanitizer", "inputs": inputs}
+    kept, made = os.environ.get("ES_TRAINED"), f"{WEAPON}-*.safetensors"
+    server.sanitizers.mkdir(exist_ok=True)
+    for file in Path(kept).glob(made) if kept else ():
+        shutil.copy(file, server.sanitizers)
+    yield {"class_type": "ESTrainSanitizer", "inputs": inputs}
+    for file in server.sanitizers.glob(made) if kept else ():
+        shutil.copy(file, kept)
 
 
 @pytest.fixture(scope="session")
