@@ -166,6 +166,8 @@ def run(
         for at, one in enumerate(work, 1):
             done = Done(*map(sum, zip(done, one, strict=True)))
             bars("shards", at, len(missing), {})
+    for left in folder.glob(".*.tmp"):  # by workers that were killed
+        left.unlink(missing_ok=True)
     before = f"; {len(shards) - len(missing)} had been done before" if len(missing) < len(shards) else ""
     note(
         f"{folder}: {len(missing)} shards of {len(shards)}, {done.prompts} prompts, {done.flagged} flagged, "

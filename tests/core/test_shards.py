@@ -108,11 +108,12 @@ def test_a_run_that_was_cut_off_does_what_it_lacks(job, prompts, whole, tmp_path
     out = tmp_path / "out"
     run(job, prompts, out)
     first = (out / "000000.jsonl").stat().st_mtime_ns
-    (out / "000001.jsonl").unlink()
+    (out / "000001.jsonl").rename(out / ".000001.jsonl.0123456789ab.tmp")
     monkeypatch.setattr(shards, "_cut", None)
     run(job, prompts, out)
     assert results(out) == whole
     assert (out / "000000.jsonl").stat().st_mtime_ns == first
+    assert not list(out.glob(".*")), "nothing half-written is left"
     assert "1 shards of 3, 256 prompts" in capsys.readouterr().err
 
 
