@@ -12,6 +12,8 @@ class State(StrEnum):
 
     TESTED = "tested"
     """On ComfyUI's own classes of its text encoder and tokenizer, with few layers and random weights."""
+    RECORDED = "recorded"
+    """On conditionings of the form that its text encoder puts out, read in its source; the encoder was not run."""
     REFUSED = "refused"
     """By an error that names the tensor: text reaches the model where no sanitizer covers it."""
     UNTESTED = "untested"
@@ -31,7 +33,7 @@ class Family(NamedTuple):
     """Of a tested one: its name in the tests (tests/nodes/real_clips.py)."""
 
 
-TESTED, REFUSED, UNTESTED = State
+TESTED, RECORDED, REFUSED, UNTESTED = State
 TABLE: tuple[Family, ...] = (
     Family("Stable Diffusion 1.x", TESTED, 768, 768, "CLIP-L", "sd15"),
     Family("Stable Diffusion 2.x", TESTED, 1024, 1024, "OpenCLIP-H", "sd2"),
@@ -65,15 +67,15 @@ TABLE: tuple[Family, ...] = (
     Family("Boogu-Image", TESTED, 4096, 0, "Qwen3-VL 8B with its template", "boogu"),
     Family("JoyImage", TESTED, 4096, 0, "Qwen3-VL 8B", "joyimage"),
     Family("ErnieImage", TESTED, 3072, 0, "Ministral 3B with a small vocabulary of the tests'", "ernie"),
+    Family("HunyuanVideo", RECORDED, 4096, 768, "Llama 3, its vocabulary not at hand, and CLIP-L's pooled vector"),
+    Family("LTX-2", RECORDED, 0, 0, "layers of Gemma 3 12B in one row each"),
+    Family("NewBie", RECORDED, 2560, 1024, "Gemma 3 4B, and Jina CLIP's pooled vector"),
     Family("Anima", REFUSED, 1024, 0, "Qwen3 0.6B, and T5's tokens in `t5xxl_ids`", "anima"),
     Family("HunyuanImage, HunyuanVideo 1.5, with text in quotes", REFUSED, 3584, 0, "ByT5 in `conditioning_byt5small`"),
     Family("HiDream-I1", REFUSED, 4096, 2048, "Llama in `conditioning_llama3`"),
     Family("HiDream-O1", REFUSED, 0, 0, "tokens in `text_input_ids`"),
     Family("HunyuanDiT", REFUSED, 0, 0, "mT5 in `conditioning_mt5xl`"),
     Family("ACE-Step", REFUSED, 0, 0, "lyrics in `conditioning_lyrics`, codes in `audio_codes`"),
-    Family("HunyuanVideo", UNTESTED, 4096, 768, "Llama 3, whose vocabulary was not at hand"),
-    Family("LTX-2", UNTESTED, 0, 0, "Gemma 3"),
-    Family("NewBie", UNTESTED, 2560, 1024, "Gemma 3 and Jina CLIP"),
     Family("all others", UNTESTED, 0, 0, ""),
 )  # fmt: skip
 

@@ -42,6 +42,29 @@ def test_unsafe_rows_and_pooled_vector_change_and_keep_their_kind(run, node, loa
     assert "5 of 5 rows" in status(out)["text"]
 
 
+@pytest.mark.parametrize(
+    ("pooled", "extras"),
+    [
+        (4, {"guidance": 6.0}),
+        (4, {"attention_mask": torch.ones(1, 5, dtype=torch.long), "guidance": 6.0}),
+        (0, {"unprocessed_ltxav_embeds": True, "frame_rate": 25.0}),
+        (4, {"attention_mask": torch.ones(1, 5, dtype=torch.long)}),
+    ],
+    ids=["HunyuanVideo", "HunyuanVideo, mask", "LTX-2", "NewBie"],
+)
+def test_what_recorded_families_put_out_is_sanitized(run, node, loaded, pooled, extras):
+    """Keys and kinds as comfy/text_encoders/hunyuan_video.py, lt.py and newbie.py give them in ComfyUI 0.33."""
+    [[cond, own]] = conditioning(**extras)
+    own |= {} if pooled else {"pooled_output": None}
+    out = run(node, conditioning=[[cond, own]], sanitizer=loaded(pooled=pooled), strength=1.0, threshold=0.5)
+    [[written, kept]] = out.args[0]
+    assert not (written == cond).all(2).any(), "every row"
+    assert {key: kept[key] for key in extras if key != "attention_mask"} == {
+        key: value for key, value in extras.items() if key != "attention_mask"
+    }
+    assert pooled == 0 or not torch.equal(kept["pooled_output"], own["pooled_output"])
+
+
 @pytest.mark.parametrize(("logit", "strength"), [(-4.0, 1.0), (4.0, 0.0)])
 def test_harmless_prompt_and_strength_0_come_back_bit_for_bit(run, node, loaded, logit, strength):
     given = conditioning(guidance=3.5)
