@@ -160,7 +160,7 @@ class Reading(NamedTuple):
 
     prompt: Prompt
     encoding: Encoding
-    encoder: ComfyTextEncoder
+    encoder: _RunningEncoder
     """The text model itself."""
     read: Deobfuscated
     """The prompt as a person reads it, words in disguise undone."""
