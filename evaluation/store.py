@@ -13,7 +13,7 @@ from pathlib import Path
 from torch import Tensor
 
 from sanitizer.errors import SanitizerError
-from sanitizer.files import data_folder, make_folder, sha256_of, whole_file
+from sanitizer.files import check_settings, data_folder, make_folder, sha256_of, whole_file
 from sanitizer.tensor_files import DAMAGE, read, write
 
 PACKAGES = ("evaluation", "sanitizer")
@@ -41,7 +41,7 @@ class Store:
         settings = json.loads(json.dumps(settings, sort_keys=True))
         path = folder / SETTINGS
         if path.exists():
-            _compare(path, settings)
+            check_settings(path, settings)
         else:
             with whole_file(path) as file:
                 file.write(json.dumps(settings, indent=1, sort_keys=True).encode())
@@ -73,19 +73,6 @@ class Store:
             return values, tensors
         except DAMAGE as error:
             raise SanitizerError(f"{path}: damaged ({error}). Delete it and run again.") from error
-
-
-def _compare(path: Path, settings: dict) -> None:
-    try:
-        known = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise SanitizerError(f"{path}: cannot be read ({error}). Choose another --output.") from error
-    for name in sorted(known.keys() | settings.keys()):
-        if known.get(name) != settings.get(name):
-            raise SanitizerError(
-                f"{path.parent}: holds a run with other settings ({name}: {known.get(name)!r} there, "
-                f"{settings.get(name)!r} now). Repeat that run's settings, or choose another --output."
-            )
 
 
 def text_digest(texts: Iterable[str]) -> str:

@@ -1,14 +1,15 @@
 """Where the data lies, and files that are written whole or not at all."""
 
 import hashlib
+import json
 import os
 import secrets
 import stat
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from .errors import SanitizerError
 
@@ -56,6 +57,24 @@ def _identities(path: str | Path) -> Iterator[tuple[int, int]]:
     for each in found:
         if stat.S_ISREG(each.st_mode) or stat.S_ISDIR(each.st_mode):
             yield each.st_dev, each.st_ino
+
+
+def check_settings(path: Path, settings: Mapping[str, Any], beside: Collection[str] = ()) -> dict[str, Any]:
+    """What the file of a run's settings holds beside them, under these names. Raises SanitizerError where it cannot be
+    read, and where the run had other settings; they are compared as JSON gives them back."""
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+        held = {name: known.pop(name) for name in beside}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise SanitizerError(f"{path}: cannot be read ({error}). Choose another --output.") from error
+    settings = json.loads(json.dumps(settings))
+    for name in sorted(known.keys() | settings.keys()):
+        if known.get(name) != settings.get(name):
+            raise SanitizerError(
+                f"{path.parent}: holds a run with other settings ({name}: {known.get(name)!r} there, "
+                f"{settings.get(name)!r} now). Repeat that run's settings, or choose another --output."
+            )
+    return held
 
 
 def sha256_of(path: Path) -> str:

@@ -323,7 +323,7 @@ def score(
             from . import shards
 
             task = shards.Task(job, output_format or "jsonl", column, form)
-            shards.run(task, source, Path(output), shard_rows or shards.ROWS, engine, workers, cores)
+            shards.run(task, source, Path(output), shard_rows, engine, workers, cores)
             return
         run(job, prompts or [], source, column, form, output, output_format)
 
@@ -426,7 +426,7 @@ def sanitize(
             from . import shards
 
             task = shards.Task(job, "safetensors", column, form)
-            shards.run(task, source, output, shard_rows or shards.ROWS, engine, workers, cores)
+            shards.run(task, source, output, shard_rows, engine, workers, cores)
             return
         run(job, source, column, form, output)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from ..encoders import TextEncoder
 from ..errors import SanitizerError
+from ..files import sha256_of
 from ..model import artifact
 from ..model.quality import require
 from ..model.sanitizer import EmbeddingSanitizer
@@ -91,6 +93,11 @@ class Processor:
             "reader": default_reader(job.readings),
             "re_encoder": default_re_encoder(self.encoder, self.sanitizer, job.concepts, job.re_encode),
         }
+
+    @cached_property
+    def digest(self) -> str:
+        """Of the sanitizer's file, see :func:`.files.sha256_of`."""
+        return sha256_of(self.path)
 
     def __call__(self, prompts: Iterable[str]) -> Iterator[Result]:
         """See :func:`process`."""

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import SanitizerError
-from ..files import keep_apart, sha256_of, whole_path
+from ..files import keep_apart, whole_path
 from ..model.config import THRESHOLD
 from .io import check_output, counted, encoder_files, note
 from .pipeline import Job, Processor, Result
@@ -46,7 +46,7 @@ def header(processor: Processor) -> dict[str, str]:
         "format": FORMAT,
         "encoder": f"{job.encoder}: {processor.encoder.fingerprint}",
         "encoder_fingerprint": json.dumps(processor.encoder.fingerprint.to_dict()),
-        "sanitizer": f"{processor.path.name} sha256:{sha256_of(processor.path)}",
+        "sanitizer": f"{processor.path.name} sha256:{processor.digest}",
         "concepts": json.dumps(sanitizer.concepts),
         "erased": json.dumps(job.concepts or sanitizer.erasable),
         "mode": "re-encode" if job.re_encode else "rewrite",

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ..errors import SanitizerError
-from ..files import keep_apart, make_folder, sha256_of, whole_file
+from ..files import check_settings, keep_apart, make_folder, whole_file
 from . import records, sanitize
 from .io import Bars, encoder_files, note
 from .pipeline import SPAN, Job, Processor
@@ -137,14 +137,21 @@ class _RayWorker:
 
 
 def run(
-    task: Task, source: str, folder: Path, rows: int, engine: str, workers: int | None = None, cores: int | None = None
+    task: Task,
+    source: str,
+    folder: Path,
+    rows: int | None,
+    engine: str,
+    workers: int | None = None,
+    cores: int | None = None,
 ) -> None:
     """Do the shards of the source, a file or a folder of files, that the folder of results lacks.
 
-    rows: of a shard. engine: `local`, or `ray` with so many workers at once (None: as many as there are GPUs, or groups
-    of so many cores, each 1 for None). Raises SanitizerError for what is wrong with all of it, and where the folder
-    holds another run.
+    rows: of a shard, None for ROWS. engine: `local`, or `ray` with so many workers at once (None: as many as there are
+    GPUs, or groups of so many cores, each 1 for None). Raises SanitizerError for what is wrong with all of it, and
+    where the folder holds another run.
     """
+    rows = rows or ROWS
     if rows % SPAN:
         raise SanitizerError(f"--shard-rows: expected a multiple of {SPAN}, found {rows}.")
     sources = inputs(source)
@@ -186,7 +193,7 @@ def inputs(source: str) -> list[str]:
         if not found:
             raise SanitizerError(f"{source}: a folder without a file that ends in {', '.join(ENDINGS)}.")
         return found
-    if path.exists() and path.is_file():
+    if path.is_file():
         return [str(path.resolve())]
     raise SanitizerError(f"{source}: expected a file, or a folder of files, for a run in shards.")
 
@@ -195,21 +202,14 @@ def planned(task: Task, sources: Sequence[str], folder: Path, facts: dict) -> li
     """The folder's shards; cut and written down where it has none. Raises SanitizerError where it holds a run of other
     inputs or settings."""
     path = folder / PLAN
-    found = [(name, Path(name).stat()) for name in sources]
-    facts = facts | {"inputs": [[name, own.st_size, own.st_mtime_ns] for name, own in found]}
+    for name in sources:
+        own = Path(name).stat()
+        facts |= {f"inputs {name}": [own.st_size, own.st_mtime_ns]}
     if path.exists():
         try:
-            known = json.loads(path.read_text(encoding="utf-8"))
-            shards = [Shard(*shard) for shard in known.pop("shards")]
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            return [Shard(*shard) for shard in check_settings(path, facts, ["shards"])["shards"]]
+        except TypeError as error:
             raise SanitizerError(f"{path}: cannot be read ({error}). Choose another --output.") from error
-        for name in sorted(known.keys() | facts.keys()):
-            if known.get(name) != facts.get(name):
-                raise SanitizerError(
-                    f"{folder}: holds a run with other settings ({name}: {known.get(name)!r:.200} there, "
-                    f"{facts.get(name)!r:.200} now). Repeat that run's settings, or choose another --output."
-                )
-        return shards
     shards = []
     with Bars(lines=False) as bars:
         for name in sources:
@@ -222,14 +222,14 @@ def planned(task: Task, sources: Sequence[str], folder: Path, facts: dict) -> li
 
 
 def _facts(task: Task, processor: Processor, rows: int) -> dict:
-    """All that the results hang on but the inputs, as JSON gives it back."""
+    """All that the results hang on but the inputs."""
     return {
         "job": asdict(task.job),
         "form": task.form,
         "column": task.column,
         "input_form": task.input_form,
         "encoder": processor.encoder.fingerprint.to_dict(),
-        "sanitizer": sha256_of(processor.path),
+        "sanitizer": processor.digest,
         "rows": rows,
     }
 

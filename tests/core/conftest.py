@@ -9,20 +9,37 @@ import pytest
 HERE = Path(__file__).resolve().parent
 
 
-def _tiny():
-    # tests/ is no package (pytest runs with importlib mode), so the helper is loaded by path.
-    if "tiny_encoder" not in sys.modules:
-        spec = importlib.util.spec_from_file_location("tiny_encoder", HERE / "tiny_encoder.py")
+def _load(name):
+    # tests/ is no package (pytest runs with importlib mode), so helpers are loaded by path.
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, HERE / f"{name}.py")
         module = importlib.util.module_from_spec(spec)
-        sys.modules["tiny_encoder"] = module
+        sys.modules[name] = module
         spec.loader.exec_module(module)
-    return sys.modules["tiny_encoder"].TinyEncoder
+    return sys.modules[name]
 
 
 @pytest.fixture(scope="session")
 def tiny_encoder():
     """The class TinyEncoder."""
-    return _tiny()
+    return _load("tiny_encoder").TinyEncoder
+
+
+@pytest.fixture(scope="session")
+def handmade():
+    """The function handmade."""
+    return _load("handmade").handmade
+
+
+@pytest.fixture(scope="session")
+def handmade_file(handmade, tmp_path_factory):
+    """The file of a sanitizer for minilm that is made by hand."""
+    from sanitizer.encoders import load_encoder
+    from sanitizer.model.artifact import save
+
+    path = tmp_path_factory.mktemp("handmade") / "redness.safetensors"
+    save(handmade(load_encoder("minilm")), path)
+    return path
 
 
 @pytest.fixture(scope="session")

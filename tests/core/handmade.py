@@ -1,7 +1,7 @@
 """A sanitizer whose weights are set by hand, in no time: a word fires it, and only that word's rows score.
 
-What the command line does with a sanitizer does not depend on how it was trained. Load with `load_handmade`'s three
-lines in a test file; tests/ is no package.
+What the command line does with a sanitizer does not depend on how it was trained. The fixture `handmade` gives the
+function.
 """
 
 import torch

@@ -15,7 +15,6 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from sanitizer.encoders import load_encoder
 from sanitizer.model import artifact
 
 PACK = Path(__file__).resolve().parents[2]
@@ -47,14 +46,8 @@ def run(*arguments, stdin: bytes | None = b"", code=0, **options):
 
 
 @pytest.fixture(scope="module")
-def sanitizer(tmp_path_factory):
-    """The file of a sanitizer for minilm that is made by hand."""
-    spec = importlib.util.spec_from_file_location("handmade", Path(__file__).with_name("handmade.py"))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    path = tmp_path_factory.mktemp("handmade") / "redness.safetensors"
-    artifact.save(module.handmade(load_encoder("minilm")), path)
-    return path
+def sanitizer(handmade_file):
+    return handmade_file
 
 
 @pytest.fixture(scope="module")

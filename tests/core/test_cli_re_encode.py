@@ -32,12 +32,9 @@ PAIRS = [Replacement("crimson", "olive green tinted", "plain")]
 
 
 @pytest.fixture(params=["masked", "causal"])
-def setting(request, tiny_encoder):
-    spec = importlib.util.spec_from_file_location("handmade_cli", Path(__file__).with_name("handmade.py"))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+def setting(request, tiny_encoder, handmade):
     encoder = tiny_encoder(request.param, width=128, pooled_width=16 if request.param == "causal" else 0)
-    sanitizer = module.handmade(encoder)
+    sanitizer = handmade(encoder)
     sanitizer.header = replace(sanitizer.header, replacements={"redness": PAIRS})
     return encoder, sanitizer
 

@@ -1,9 +1,7 @@
 """Re-encoding: what it writes in place of the words at fault, when it stops, and what it leaves alone."""
 
-import importlib.util
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -26,15 +24,8 @@ PAIRS = (
 READER = Deobfuscator(["a", "dress", "on", "boat", "light", "fox"] * 9, ["crimson"])
 
 
-def handmade(encoder):
-    spec = importlib.util.spec_from_file_location("handmade_re_encoding", Path(__file__).with_name("handmade.py"))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.handmade(encoder, "redness")
-
-
 @pytest.fixture(params=["masked", "causal"])
-def setting(request, tiny_encoder):
+def setting(request, tiny_encoder, handmade):
     """(encoder, sanitizer, re-encoder): bidirectional; causal with padding visible and a pooled vector."""
     causal = request.param == "causal"
     encoder = tiny_encoder(request.param, width=128, pooled_width=16 if causal else 0)
@@ -187,7 +178,7 @@ def test_the_nearest_target_comes_first_and_targets_are_encoded_once(setting):
     assert index.vectors("redness").norm(dim=-1) == pytest.approx([1.0, 1.0], abs=1e-5)
 
 
-def test_anchors_come_from_the_concept_files_without_what_is_held_out(tiny_encoder):
+def test_anchors_come_from_the_concept_files_without_what_is_held_out(tiny_encoder, handmade):
     encoder = tiny_encoder("masked", width=128)
     [concept, *_] = load_concepts(["nudity"])
     sanitizer = handmade(encoder)

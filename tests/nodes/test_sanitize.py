@@ -59,9 +59,7 @@ def test_what_recorded_families_put_out_is_sanitized(run, node, loaded, pooled, 
     out = run(node, conditioning=[[cond, own]], sanitizer=loaded(pooled=pooled), strength=1.0, threshold=0.5)
     [[written, kept]] = out.args[0]
     assert not (written == cond).all(2).any(), "every row"
-    assert {key: kept[key] for key in extras if key != "attention_mask"} == {
-        key: value for key, value in extras.items() if key != "attention_mask"
-    }
+    assert all(kept[key] == value for key, value in extras.items() if key != "attention_mask")
     assert pooled == 0 or not torch.equal(kept["pooled_output"], own["pooled_output"])
 
 
