@@ -3,6 +3,8 @@
 from comfy_api.latest import ComfyExtension, io
 
 from .adapter import folders
+from .guard import door
+from .guard.nodes import NODES as GUARD_NODES
 from .load_sanitizer import LoadSanitizer
 from .sanitize_clip import SanitizeCLIP
 from .sanitize_conditioning import SanitizeConditioning
@@ -16,6 +18,7 @@ class SanitizerExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         # Not in on_load, which ComfyUI 0.3.64 does not call; the schemas below list this folder.
         folders.register()
+        door.install()
         return [
             LoadSanitizer,
             TrainSanitizer,
@@ -24,4 +27,5 @@ class SanitizerExtension(ComfyExtension):
             SanitizeModel,
             TokenScorePreview,
             SanitizerReport,
+            *GUARD_NODES,
         ]

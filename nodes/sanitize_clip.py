@@ -126,14 +126,13 @@ class SanitizedTextModel:
         if changed and part.pooled is not None:
             extras["pooled_output"] = part.pooled
         written = [part.embeddings, extras]
-        if changed:
-            self._sanitizer.remember(written, self._strength, self._threshold)
         rows = torch.full(part.embeddings.shape[:2], changed)
         result = Sanitized(part.embeddings, part.pooled, out.scores, out.flagged, out.fired, rows)
+        summary = self._sanitizer.summary(result, self._threshold)
+        if changed:
+            self._sanitizer.remember(written, found, self._strength, self._threshold, summary)
         did = f"re-encoded as “{_short(out.prompts[0])}”" + (", and erased what remained," if bool(out.left[0]) else "")
-        line = status_line(
-            self._sanitizer.summary(result, self._threshold), self._sanitizer, self._strength, self._threshold, did
-        )
+        line = status_line(summary, self._sanitizer, self._strength, self._threshold, did)
         return _Done(written, done.tokens, line, _named(done.known, bool(out.flagged[0])))
 
     def _say(self, done: "_Done") -> None:

@@ -16,6 +16,7 @@ const NODES = {
   ESSanitizerReport: ["Run to measure the sanitizer and to attack it.", 240],
 };
 const UI_KEY = "embedding_sanitizer";
+const REFUSED = "embedding_sanitizer_refused";
 const SVG = "http://www.w3.org/2000/svg";
 const LINE_COLOURS = ["#56b4e9", "#e69f00", "#cc79a7", "#009e73"];
 
@@ -246,6 +247,10 @@ app.registerExtension({
   init() {
     document.head.append(element("style", "", STYLE));
     // What a node says while another one runs: Sanitize Model, of the sampling behind it.
+    // What the guard says of a prompt: ComfyUI's own message about it tells only that something was rejected.
+    api.addEventListener(REFUSED, ({ detail }) => {
+      app.extensionManager.toast.add({ severity: "warn", summary: "Refused on this server", detail: detail.reason, life: 15000 });
+    });
     api.addEventListener(UI_KEY, ({ detail }) => {
       const node = findNode(detail.node);
       if (node?.showSanitizerMessages) show(node, detail.output[UI_KEY]);

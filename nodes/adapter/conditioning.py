@@ -36,10 +36,19 @@ class Summary:
     missed: dict[str, float] = field(default_factory=dict)
     """Highest score of each concept that reaches the calibrated threshold and did not fire: above it the user's
     threshold is higher, or the concept is not among the chosen ones."""
+    scores: dict[str, float] = field(default_factory=dict)
+    """Highest prompt score of every concept that the sanitizer knows."""
+    context: list[str] = field(default_factory=list)
+    """Context concepts that are there."""
     lowered: list[str] = field(default_factory=list)
     """Context concepts in prompts that fired only because those lower the threshold."""
     before: int = 0
     """Entries that a sanitizer had written before, which were left as they are."""
+
+    @property
+    def held(self) -> frozenset[str]:
+        """Every concept that was found, to be erased or not."""
+        return frozenset((*self.fired, *self.context))
 
     def add(self, other: "Summary") -> None:
         self.prompts += other.prompts
@@ -48,9 +57,11 @@ class Summary:
         self.changed += other.changed
         self.fired += [name for name in other.fired if name not in self.fired]
         self.highest = max(self.highest, other.highest)
+        self.context += [name for name in other.context if name not in self.context]
         self.lowered += [name for name in other.lowered if name not in self.lowered]
-        for name, score in other.missed.items():
-            self.missed[name] = max(score, self.missed.get(name, 0.0))
+        for mine, others in ((self.missed, other.missed), (self.scores, other.scores)):
+            for name, score in others.items():
+                mine[name] = max(score, mine.get(name, 0.0))
         self.before += other.before
 
 

@@ -2,7 +2,7 @@
 
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 import folder_paths
@@ -91,13 +91,13 @@ def unfinished(fingerprint: Fingerprint) -> Path:
     return own
 
 
-def find(fingerprint: Fingerprint, concepts: Iterable[str]) -> Path | None:
+def find(fingerprint: Fingerprint, concepts: Iterable[str] | None, among: Collection[str] | None = None) -> Path | None:
     """The best-measured file that was trained on that encoder, or adopted for it, and knows all these concepts, see
-    :func:`best`."""
-    return best(fingerprint, _paths(), concepts, list(places()))
+    :func:`best`. among: the names that may be taken, None for all."""
+    return best(fingerprint, _paths(among), concepts, list(places()))
 
 
-def akin(fingerprint: Fingerprint, concepts: Iterable[str]) -> Path | None:
+def akin(fingerprint: Fingerprint, concepts: Iterable[str] | None) -> Path | None:
     """The best-measured file of another encoder of the same kind and widths that knows all these concepts, or None."""
     return best(fingerprint, _paths(), concepts, akin=True)
 
@@ -106,8 +106,8 @@ def _names() -> list[str]:
     return sorted(folder_paths.get_filename_list(KIND))
 
 
-def _paths() -> list[Path]:
-    found = (folder_paths.get_full_path(KIND, name) for name in _names())
+def _paths(among: Collection[str] | None = None) -> list[Path]:
+    found = (folder_paths.get_full_path(KIND, name) for name in _names() if among is None or name in among)
     return [Path(path) for path in found if path]
 
 

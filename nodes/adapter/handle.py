@@ -149,14 +149,14 @@ class LoadedSanitizer:
         for result in results:
             summary.add(self.summary(result, threshold))
         if summary.changed:
-            self.remember(copy, strength, threshold)
+            self.remember(copy, found, strength, threshold, summary)
         return copy, summary
 
-    def remember(self, entry: list, strength: float, threshold: float) -> None:
-        """That this entry of a conditioning is what this sanitizer wrote."""
-        how = self._how(strength, threshold)
+    def remember(self, entry: list, found: list[Part], strength: float, threshold: float, summary: Summary) -> None:
+        """That this entry of a conditioning is what this sanitizer wrote in place of those parts; summary: of them."""
+        how, held = self._how(strength, threshold), summary.held.union(*map(WRITTEN.held, found))
         for part in parts(entry):
-            WRITTEN.add(part, how)
+            WRITTEN.add(part, how, held)
 
     def wrote(self, found: list[Part], strength: float, threshold: float) -> bool:
         """Whether an entry's parts are, to the last bit, what this sanitizer wrote at least as hard."""
@@ -172,9 +172,7 @@ class LoadedSanitizer:
         config = self.patcher.model.config
         missed = self.missed(result)
         lowered = (result.fired & (prompt < threshold)).any(dim=1)
-        present = {
-            spec.name: lowered & (prompt[:, k] >= CALIBRATED) for k, spec in enumerate(config.concepts) if spec.context
-        }
+        present = {spec.name: prompt[:, k] >= CALIBRATED for k, spec in enumerate(config.concepts) if spec.context}
         return Summary(
             prompts=result.flagged.shape[0],
             flagged=int(result.flagged.sum()),
@@ -187,7 +185,9 @@ class LoadedSanitizer:
                 for k, name in enumerate(self.names)
                 if bool(missed[:, k].any())
             },
-            lowered=[name for name, where in present.items() if bool(where.any())],
+            scores=dict(zip(self.names, prompt.amax(dim=0).tolist(), strict=True)),
+            context=[name for name, where in present.items() if bool(where.any())],
+            lowered=[name for name, where in present.items() if bool((where & lowered).any())],
         )
 
     def missed(self, result: Sanitized) -> Tensor:
@@ -201,11 +201,14 @@ class LoadedSanitizer:
         comfy.model_management.load_models_gpu([self.patcher], force_full_load=True)
         return self.patcher.model
 
+    def fits(self, part: Part) -> bool:
+        """Whether the part has the widths of this sanitizer's encoder."""
+        return _widths(part) == (self.patcher.model.width, self.patcher.model.pooled_width)
+
     def _check(self, part: Part) -> None:
-        model = self.patcher.model
-        width, pooled = part.embeddings.shape[2], 0 if part.pooled is None else part.pooled.shape[-1]
-        if (width, pooled) == (model.width, model.pooled_width):
+        if self.fits(part):
             return
+        width, pooled = _widths(part)
         known = makers(width)
         raise SanitizerError(
             f"The sanitizer {self.path.name} was trained on {self.fingerprint}, but {part.keys[0]!r} of this "
@@ -213,3 +216,8 @@ class LoadedSanitizer:
             f"{f', as of {known}' if known else ''}. "
             "Connect the sanitizer of this text encoder, or choose 'auto' in Load Sanitizer with its CLIP connected."
         )
+
+
+def _widths(part: Part) -> tuple[int, int]:
+    """Of embeddings and pooled vector, 0 for none."""
+    return part.embeddings.shape[2], 0 if part.pooled is None else part.pooled.shape[-1]

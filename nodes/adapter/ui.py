@@ -45,9 +45,9 @@ THRESHOLD = {
 }
 
 
-def listed(names: Iterable[str]) -> str:
+def listed(names: Iterable[str], between: str = ", ") -> str:
     """Names of concepts, for a sentence."""
-    return ", ".join(map(readable, names))
+    return between.join(map(readable, names))
 
 
 def scored(scores: Mapping[str, float]) -> str:

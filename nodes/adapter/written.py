@@ -36,17 +36,26 @@ class How(NamedTuple):
 class Written:
     def __init__(self, kept: int = KEPT) -> None:
         self._kept = kept
-        self._how: OrderedDict[str, How] = OrderedDict()
+        self._known: OrderedDict[str, tuple[How, frozenset[str]]] = OrderedDict()
 
-    def add(self, part: Part, how: How) -> None:
-        self._how[_digest(part)] = how
-        while len(self._how) > self._kept:
-            self._how.popitem(last=False)
+    def add(self, part: Part, how: How, held: frozenset[str] = frozenset()) -> None:
+        """held: the concepts that were found in what the part was made of."""
+        self._known[_digest(part)] = (how, held)
+        while len(self._known) > self._kept:
+            self._known.popitem(last=False)
 
     def covers(self, part: Part, how: How) -> bool:
         """Whether this very part was written by the same sanitizer, at least as hard."""
-        known = self._how.get(_digest(part)) if self._how else None
-        return known is not None and known.covers(how)
+        known = self._of(part)
+        return known is not None and known[0].covers(how)
+
+    def held(self, part: Part) -> frozenset[str]:
+        """Concepts that were found in what this very part was made of; none where no sanitizer wrote it."""
+        known = self._of(part)
+        return frozenset() if known is None else known[1]
+
+    def _of(self, part: Part) -> tuple[How, frozenset[str]] | None:
+        return self._known.get(_digest(part)) if self._known else None
 
 
 def _digest(part: Part) -> str:

@@ -462,3 +462,34 @@ def demo(
         from .demo import run
 
         run(encoder, sanitizer, output, not no_readings)
+
+
+guard = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="A host's guard: its setting and its log.")
+app.add_typer(guard, name="guard", short_help="a host's setting and log")
+
+
+@guard.command(short_help="is a setting right")
+def check(
+    file: Annotated[Path, typer.Argument(metavar="sanitizer_guard.toml", show_default=False)],
+) -> None:
+    """Reads a host's setting as the server does and says what it means; exit code 1 and the line at fault where the
+    server would not take it.
+    """
+    with _exit_code():
+        from . import guard as command
+
+        command.check(file)
+
+
+@guard.command(short_help="what the log says")
+def report(
+    log: Annotated[Path, typer.Argument(metavar="LOG|FOLDER", show_default=False)],
+    as_json: Annotated[bool, _option("--json", help="print the counts as JSON")] = False,
+) -> None:
+    """Sums a guard's log up: prompts by day and by what was done with them, and in how many each concept was found. LOG
+    is the file sanitizer_guard.jsonl, its older files beside it are read, too; FOLDER is ComfyUI's user folder.
+    """
+    with _exit_code():
+        from . import guard as command
+
+        command.report(log, as_json)

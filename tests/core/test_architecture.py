@@ -18,9 +18,10 @@ ALLOWED = {
     "sanitizer.model": {"encoders", "prompts"},
     "sanitizer.training": {"model", "prompts", "encoders"},
     "sanitizer.text": {"model", "prompts", "encoders"},
+    "sanitizer.guard": {"model"},
     "sanitizer.audit": {"training", "model", "prompts", "encoders"},
     "sanitizer.render": {"audit", "text", "model"},
-    "sanitizer.cli": {"exits", "render", "text", "training", "model", "prompts", "encoders"},
+    "sanitizer.cli": {"exits", "guard", "render", "text", "training", "model", "prompts", "encoders"},
 }
 SHARED = {"sanitizer.errors", "sanitizer.files", "sanitizer.tensor_files"}
 

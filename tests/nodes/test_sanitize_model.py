@@ -45,7 +45,7 @@ def make_guider(kind=("comfy.samplers", "CFGGuider"), conds=None, **attributes):
 
 def sample(module, sanitizer, guider, strength=1.0, threshold=0.5):
     """The guider's conditionings as the model would get them."""
-    guard = module.SamplerGuard(sanitizer, strength, threshold, "7")
+    guard = module.ModelGuard(sanitizer, strength, threshold, "7")
 
     class Executor:
         class_obj = guider
@@ -190,7 +190,7 @@ def test_what_cannot_be_sanitized_stops_the_sampling(module, loaded, said, error
 
 def test_a_conditioning_that_a_patch_brings_along_does_not_reach_the_model(module, loaded, said, error):
     sanitizer, guider = loaded(), make_guider()
-    guard = module.SamplerGuard(sanitizer, 1.0, 0.5, None)
+    guard = module.ModelGuard(sanitizer, 1.0, 0.5, None)
     sample(module, sanitizer, guider)
     reached = []
 
@@ -234,11 +234,12 @@ def test_the_model_that_goes_in_stays_as_it_was(module, loaded, run):
     assert "nudity, violence" in out.ui["embedding_sanitizer"][0]["text"]
 
 
-def test_every_guider_of_comfyui_is_known(module, stock):
+def test_every_guider_of_comfyui_is_known(pack, stock):
     """A guider that samples in a way of its own is in the table; those that it does not hold are refused."""
     import importlib
     import pkgutil
 
+    sampling = pack("nodes.adapter.sampling")
     base = stock("comfy.samplers").CFGGuider
     extras = importlib.import_module("comfy_extras")
     for found in pkgutil.iter_modules(extras.__path__):
@@ -246,5 +247,5 @@ def test_every_guider_of_comfyui_is_known(module, stock):
             importlib.import_module(f"comfy_extras.{found.name}")
     kinds = {base, *base.__subclasses__()}
     ours = {(kind.__module__, kind.__name__) for kind in kinds if kind.__module__.startswith("comfy")}
-    assert ours <= module.GUIDANCE.keys() | {("comfy_extras.nodes_train", "TrainGuider")}
-    assert module.negative_acts(SimpleNamespace()) is None
+    assert ours <= sampling.GUIDANCE.keys() | {("comfy_extras.nodes_train", "TrainGuider")}
+    assert sampling.negative_acts(SimpleNamespace()) is None

@@ -14,7 +14,9 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -182,8 +184,19 @@ WEAPON, WEAPON_EXAMPLES = "weapon", 3000
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory):
-    base = tmp_path_factory.mktemp("comfyui")
+def server(tmp_path_factory) -> Iterator[Server]:
+    with serving(tmp_path_factory.mktemp("comfyui")) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def serve():
+    """`serve(folder)`: a server of one's own, as a context manager; and what makes its `trained`."""
+    return SimpleNamespace(on=serving, train=train)
+
+
+@contextmanager
+def serving(base: Path) -> Iterator[Server]:
     checkpoints = base / "models" / "checkpoints"
     checkpoints.mkdir(parents=True)
     first = checkpoints / f"{CHECKPOINTS[0]}.safetensors"
@@ -227,6 +240,10 @@ def _wait_until_up(server: Server) -> None:
 
 @pytest.fixture(scope="session")
 def trained(server) -> str:
+    return train(server)
+
+
+def train(server: Server) -> str:
     """Name of a sanitizer for the test's text encoder, which `auto` finds: the shipped one, which the test pack adopts,
     or else one that is trained here on few prompts."""
     loader = {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": f"{CHECKPOINTS[0]}.safetensors"}}

@@ -2,6 +2,7 @@ from pathlib import Path
 
 models_dir = ""
 temp_directory = ""
+user_directory = ""
 folder_names_and_paths = {}
 
 
@@ -16,6 +17,10 @@ def add_model_folder_path(folder_name, full_folder_path, is_default=False):
 
 def get_temp_directory():
     return temp_directory
+
+
+def get_user_directory():
+    return user_directory
 
 
 def get_folder_paths(folder_name):

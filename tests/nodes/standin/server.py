@@ -1,2 +1,7 @@
+from types import SimpleNamespace
+
+nodes = SimpleNamespace(NODE_CLASS_MAPPINGS={})
+
+
 class PromptServer:
     instance = None

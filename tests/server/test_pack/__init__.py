@@ -88,5 +88,20 @@ class ExtraText:
 
 NODE_CLASS_MAPPINGS["ESTestExtraText"] = ExtraText
 
+
+class Elsewhere:
+    """Stands for the nodes that send a prompt to another host: gives it back."""
+
+    API_NODE = True
+    INPUT_TYPES = classmethod(lambda cls: {"required": {"prompt": ("STRING",)}})
+    RETURN_TYPES = ("STRING",)
+    FUNCTION = "send"
+
+    def send(self, prompt):
+        return (prompt,)
+
+
+NODE_CLASS_MAPPINGS["ESTestElsewhere"] = Elsewhere
+
 # ComfyUI lets no pack replace a core node, so this one goes around the mappings.
 nodes.NODE_CLASS_MAPPINGS["CheckpointLoaderSimple"] = TrainedCheckpointLoader

@@ -79,3 +79,4 @@ class io:
     Int = _Type("INT")
     Boolean = _Type("BOOLEAN")
     Combo = _Type("COMBO")
+    AnyType = _Type("*")

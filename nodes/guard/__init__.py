@@ -1,0 +1,1 @@
+"""Guard: every prompt that reaches the server is sanitized, whatever its workflow."""

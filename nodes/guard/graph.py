@@ -1,0 +1,229 @@
+"""A prompt's graph, looked through and guarded before it is queued. Plain data; nothing of ComfyUI is imported.
+
+Wherever a MODEL goes into a node that may sample with it, a guard node is set on the wire; it is given a sanitizer for
+every CLIP that something was encoded with on the way to that node, by nodes that find one or fail.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from ...sanitizer.errors import SanitizerError
+from ...sanitizer.guard.setting import REFUSE, SCORE, Setting
+
+GUARD, FINDER, TEXT, REFUSAL = "ESGuardModel", "ESGuardSanitizer", "ESGuardText", "ESGuardRefusal"
+OWN_NODES = (GUARD, FINDER, TEXT, REFUSAL)
+PREFIX = "embedding_sanitizer_guard:"
+"""Of the ids of inserted nodes."""
+MODEL, CLIP, STRING = "MODEL", "CLIP", "STRING"
+COMFYUI = ("nodes", "comfy_extras")
+"""Where ComfyUI's own nodes come from; API nodes have a setting of their own."""
+PASSIVE = {MODEL, CLIP, "VAE", STRING, "INT", "FLOAT", "BOOLEAN"}
+"""What comes out of nodes that load, patch, join or choose. A node that gives nothing else makes no picture."""
+PASSED_ON = {GUARD: "model", TEXT: "text"}
+"""Own nodes that stand on a wire, with the input that goes through them."""
+
+Link = tuple[str, int]
+
+
+class Kind(NamedTuple):
+    """What is known of a node's class."""
+
+    inputs: Mapping[str, str]
+    """Name -> type; inputs that come and go with others are not in it."""
+    outputs: tuple[str, ...]
+    """Types."""
+    module: str
+    """`nodes`, `comfy_extras.nodes_sd3`, `custom_nodes.SomePack`."""
+    api: bool = False
+    """Whether it sends what it is given to another host."""
+
+    @property
+    def stock(self) -> bool:
+        """Whether it is ComfyUI's own."""
+        return self.module.split(".")[0] in COMFYUI
+
+    @property
+    def passive(self) -> bool:
+        """Whether it only loads, patches or chooses; a chooser of ComfyUI's has outputs of any type."""
+        return bool(self.outputs) and all(
+            (self.stock and wild(out)) or set(_parts(out)) <= PASSIVE for out in self.outputs
+        )
+
+
+def guarded(
+    graph: Mapping[str, dict], kind_of: Callable[[str], Kind | None], setting: Setting, own: str
+) -> dict[str, dict]:
+    """A prompt as the server runs it, with guards on its wires; nothing of the one given is changed.
+
+    graph: see :func:`checked`. kind_of: None for a class that is not installed. own: the module of this pack. Raises
+    SanitizerError, for the user to read, for a prompt that cannot be guarded."""
+    kinds = {name: _kind(name, node, kind_of, setting, own) for name, node in graph.items()}
+    done = {name: {**node, "inputs": dict(node["inputs"])} for name, node in graph.items()}
+    inserted: dict[str, dict] = {}
+
+    def insert(what: str, type_: str, inputs: dict) -> list:
+        """A link to the node of that type with those inputs."""
+        for name, node in inserted.items():
+            if node == {"class_type": type_, "inputs": inputs}:
+                return [name, 0]
+        name = f"{PREFIX}{what}{len(inserted)}"
+        inserted[name] = {"class_type": type_, "inputs": inputs}
+        return [name, 0]
+
+    encoded = {  # node -> the CLIPs that it may encode with
+        name: [link for field, link in _links(node) if _carries(kinds, name, field, link, CLIP)]
+        for name, node in graph.items()
+        if not kinds[name].passive
+    }
+    for name, node in graph.items():
+        for field, link in _links(node):
+            if kinds[name].passive or not _carries(kinds, name, field, link, MODEL):
+                continue
+            inputs: dict[str, Any] = {"model": list(link)}
+            for clip in dict.fromkeys(clip for each in before(graph, name) for clip in encoded.get(each, ())):
+                chain = {"sanitizers": inputs["sanitizers"]} if "sanitizers" in inputs else {}
+                inputs["sanitizers"] = insert("clip", FINDER, {"clip": list(clip), **chain})
+            done[name]["inputs"][field] = insert("model", GUARD, inputs)
+        if kinds[name].api and setting.api_nodes == SCORE:
+            for field in _texts(name, node, kinds):
+                done[name]["inputs"][field] = insert("text", TEXT, {"text": node["inputs"][field]})
+    return done | inserted
+
+
+def texts(graph: Mapping[str, dict], kind_of: Callable[[str], Kind | None]) -> tuple[str, ...]:
+    """The texts on the way to whatever is encoded with a CLIP or sent to another host, each once."""
+    known = {name: kind_of(node["class_type"]) for name, node in graph.items()}
+    kinds = {name: kind for name, kind in known.items() if kind is not None}
+    ends = [name for name, kind in kinds.items() if kind.api or CLIP in kind.inputs.values()]
+    ways = dict.fromkeys(each for end in ends for each in before(graph, end) if each in kinds)
+    found = (
+        value
+        for name in ways
+        for field, value in graph[name]["inputs"].items()
+        if isinstance(value, str) and value.strip() and kinds[name].inputs.get(field) == STRING
+    )
+    return tuple(dict.fromkeys(found))
+
+
+def checked(prompt: Any) -> dict[str, dict]:
+    """The prompt, of the form that ComfyUI runs and no other; guards that stand in it already, as in a picture that was
+    made on a guarded host, are taken out. Raises SanitizerError for any other."""
+    if not isinstance(prompt, dict):
+        raise SanitizerError("Guard: the prompt is no graph of nodes.")
+    graph: dict[str, dict] = {}
+    for name, node in prompt.items():
+        good = isinstance(name, str) and isinstance(node, dict) and isinstance(node.get("class_type"), str)
+        if not good or not isinstance(node.get("inputs"), dict):
+            raise SanitizerError(f"Guard: node {name!r:.80} has no class_type or no inputs.")
+        if name.startswith(PREFIX) and node["class_type"] not in OWN_NODES:
+            raise SanitizerError(f"Guard: node {name!r:.80} has an id that only the guard itself may give.")
+        inputs = {field: _value(name, field, value) for field, value in node["inputs"].items()}
+        graph[name] = {**node, "inputs": inputs}
+    return {
+        name: {**node, "inputs": {field: _past_guards(graph, value) for field, value in node["inputs"].items()}}
+        for name, node in graph.items()
+        if node["class_type"] not in OWN_NODES
+    }
+
+
+def before(graph: Mapping[str, dict], name: str) -> Iterable[str]:
+    """A node and all that it depends on."""
+    found, open_ = {name: None}, [name]
+    while open_:
+        for _, (source, _) in _links(graph[open_.pop()]):
+            if source in graph and source not in found:
+                found[source] = None
+                open_.append(source)
+    return found
+
+
+def wild(type_: str | None) -> bool:
+    """Whether anything may go through a socket of this type; None: a socket that is not known."""
+    return type_ is None or any(part == "*" or part.startswith("COMFY_") for part in _parts(type_))
+
+
+def _parts(type_: str) -> list[str]:
+    return [part.strip() for part in type_.split(",")]
+
+
+def _is_link(value: Any) -> bool:
+    """As ComfyUI's own `is_link`, which takes 0.0 and False for places, too."""
+    return (
+        isinstance(value, list) and len(value) == 2 and isinstance(value[0], str) and isinstance(value[1], int | float)
+    )
+
+
+def _value(name: str, field: str, value: Any) -> Any:
+    """An input's value, a link with a whole number in it. ComfyUI takes a value out of its wrapping after the guard has
+    seen the prompt, and would take a wrapped link for a link then."""
+    inside = value
+    while isinstance(inside, dict) and "__value__" in inside:
+        inside = inside["__value__"]
+    if inside is not value and _is_link(inside):
+        raise SanitizerError(f"Guard: {field!r:.80} of node {name!r:.80} is a wrapped link.")
+    if not _is_link(value):
+        return value
+    if not float(value[1]).is_integer() or value[1] < 0:
+        raise SanitizerError(f"Guard: {field!r:.80} of node {name!r:.80} is linked to no output.")
+    return [value[0], int(value[1])]
+
+
+def _past_guards(graph: Mapping[str, dict], value: Any) -> Any:
+    """What a link leads to behind guards that stand in its way."""
+    for _ in graph:
+        node = graph.get(value[0]) if _is_link(value) else None
+        if node is None or node["class_type"] not in PASSED_ON:
+            return value
+        value = node["inputs"].get(PASSED_ON[node["class_type"]])
+    raise SanitizerError("Guard: the prompt's guards lead in a circle.")
+
+
+def _kind(name: str, node: dict, kind_of: Callable[[str], Kind | None], setting: Setting, own: str) -> Kind:
+    """Of a node that may run."""
+    type_ = node["class_type"]
+    kind = kind_of(type_)
+    if kind is None:
+        raise SanitizerError(f"Guard: node {name!r:.80} is a {type_!r:.80}, which is not installed here.")
+    if type_ in setting.deny:
+        raise SanitizerError(f"Guard: the node {type_} may not be used on this host.")
+    if kind.api:
+        if setting.api_nodes == REFUSE:
+            raise SanitizerError(f"Guard: the node {type_} sends prompts to another host, which this host does not.")
+        return kind
+    pack = kind.module.removeprefix("custom_nodes.")
+    if not kind.stock and kind.module != own and not {type_, pack} & set(setting.allow):
+        raise SanitizerError(
+            f"Guard: the node {type_} of {pack} may not be used on this host. Its host can list {pack!r} or the node "
+            "under 'allow'."
+        )
+    return kind
+
+
+def _links(node: Mapping[str, Any]) -> Iterator[tuple[str, Link]]:
+    """(input, what it is linked to)."""
+    for field, value in node["inputs"].items():
+        if _is_link(value):
+            yield field, (value[0], value[1])
+
+
+def _carries(kinds: Mapping[str, Kind], name: str, field: str, link: Link, wanted: str) -> bool:
+    """Whether a wire may carry that type: by what comes out of one end, or goes into the other, or for want of both."""
+    outputs = kinds[link[0]].outputs if link[0] in kinds else ()
+    comes = outputs[link[1]] if link[1] < len(outputs) else None
+    goes = kinds[name].inputs.get(field)
+    known = [_parts(type_) for type_ in (comes, goes) if type_ is not None and not wild(type_)]
+    return any(wanted in types for types in known) if known else True
+
+
+def _texts(name: str, node: Mapping[str, Any], kinds: Mapping[str, Kind]) -> Iterator[str]:
+    """Inputs of a node that hold text, or may. Raises SanitizerError for text that cannot be scored."""
+    for field, value in node["inputs"].items():
+        type_ = kinds[name].inputs.get(field)
+        if _is_link(value):
+            if _carries(kinds, name, field, (value[0], value[1]), STRING):
+                yield field
+        elif isinstance(value, str):
+            if wild(type_) or STRING in _parts(type_ or ""):
+                yield field
+        elif isinstance(value, dict | list):
+            raise SanitizerError(f"Guard: {field!r:.80} of node {name!r:.80} cannot be scored.")

@@ -1,0 +1,1 @@
+"""What a host sets for everybody: the file sanitizer_guard.toml, and the log of what was done. Without ComfyUI."""
