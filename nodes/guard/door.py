@@ -11,6 +11,7 @@ from aiohttp import web
 from ...sanitizer.errors import SanitizerError
 from ...sanitizer.guard.log import REFUSED, Entry
 from ...sanitizer.guard.setting import Setting
+from ...sanitizer.guard.watch import State
 from . import graph
 from .host import host
 from .text import SCORER
@@ -29,6 +30,7 @@ def install() -> None:
     server.add_on_prompt_handler(Handler(server))
     server.routes.get(HEALTH)(health)
     server.routes.post(SCORE)(score)
+    logging.info("Embedding Sanitizer: guard %s.", _how(host().state))
 
 
 class Handler:
@@ -113,13 +115,16 @@ def kind_of(type_: str) -> graph.Kind | None:
 async def health(_request: web.Request) -> web.Response:
     """How the guard stands; 503 where it refuses every prompt."""
     state = host().state
-    how = "off" if not state.on else "refusing" if state.setting is None else "on"
-    told: dict[str, Any] = {"guard": how}
+    told: dict[str, Any] = {"guard": _how(state)}
     if state.error:
         told["error"] = state.error
     if state.setting is not None:
         told |= {"mode": state.setting.rule.mode, "concepts": list(state.setting.concepts) or "all"}
-    return web.json_response(told, status=503 if how == "refusing" else 200)
+    return web.json_response(told, status=503 if told["guard"] == "refusing" else 200)
+
+
+def _how(state: State) -> str:
+    return "off" if not state.on else "refusing" if state.setting is None else "on"
 
 
 async def score(request: web.Request) -> web.Response:

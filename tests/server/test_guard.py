@@ -5,6 +5,7 @@ import json
 import time
 import urllib.error
 from datetime import datetime
+from pathlib import Path
 
 import pytest
 
@@ -294,3 +295,25 @@ def test_many_at_once_none_lost_and_none_unsanitized(server, guard, entries):
         time.sleep(0.1)
     done = {entry["prompt_id"]: entry["action"] for entry in entries()}
     assert [done[prompt_id] for prompt_id in ids] == ["passed", "sanitized"] * (len(ids) // 2)
+
+
+def test_the_front_end_says_why_a_prompt_was_refused(server, guard):
+    sync_api = pytest.importorskip("playwright.sync_api")
+    chromium = Path("/usr/bin/chromium")
+    if not chromium.exists():
+        pytest.skip("no /usr/bin/chromium")
+    guard(OPEN + 'mode = "refuse"\n')
+    send = "async (output) => { try { await app.api.queuePrompt(0, { output, workflow: {} }); } catch {} }"
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=str(chromium), args=["--no-sandbox", "--disable-gpu"])
+        page = browser.new_page()
+        page.set_default_timeout(600_000)
+        page.goto(server.url)
+        page.wait_for_function("window.app?.graph && window.app.extensionManager")
+        for prompt, says in (
+            (crafted(server, **{"20": node("NoSuchNode")}), "'NoSuchNode', which is not installed here"),
+            (crafted(server, _5={"seed": 4321}), "does not run prompts with nudity"),
+        ):
+            page.evaluate(send, prompt)
+            page.wait_for_selector(f'text="Refused on this server" >> xpath=../.. >> text={says}')
+        browser.close()
