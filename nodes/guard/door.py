@@ -24,13 +24,18 @@ HEALTH, SCORE = "/embedding_sanitizer/health", "/embedding_sanitizer/score"
 
 def install() -> None:
     """Once, when the server loads its nodes."""
-    server = getattr(comfyui.PromptServer, "instance", None)
+    server = _server()
     if server is None:
         return
     server.add_on_prompt_handler(Handler(server))
     server.routes.get(HEALTH)(health)
     server.routes.post(SCORE)(score)
     logging.info("Embedding Sanitizer: guard %s.", _how(host().state))
+
+
+def _server() -> Any:
+    """None where there is none, as in tests."""
+    return getattr(comfyui.PromptServer, "instance", None)
 
 
 class Handler:
@@ -66,7 +71,7 @@ def admit(request: Any) -> Any:
     if not isinstance(request, dict) or "prompt" not in request:
         return {}  # which the server answers itself
     prompt = graph.checked(request["prompt"])
-    replacements = getattr(comfyui.PromptServer.instance, "node_replace_manager", None)
+    replacements = getattr(_server(), "node_replace_manager", None)
     if replacements is not None:
         # ComfyUI does it behind the handlers: an old node's place would be taken by one that was not looked at.
         replacements.apply_replacements(prompt)
