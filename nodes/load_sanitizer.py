@@ -5,13 +5,15 @@ from pathlib import Path
 from comfy_api.latest import io
 
 from ..sanitizer.errors import SanitizerError
+from ..sanitizer.model import artifact
 from ..sanitizer.model.quality import WEAK
+from ..sanitizer.model.report import Report
 from ..sanitizer.model.sanitizer import EmbeddingSanitizer
 from ..sanitizer.prompts.concepts import load_concepts
 from .adapter import folders
 from .adapter.clip import ComfyTextEncoder
 from .adapter.handle import LoadedSanitizer, SanitizerSocket
-from .adapter.training import Plan, adopt, choose_examples, fitting_minutes, train
+from .adapter.training import Plan, adopt, choose_examples, fitting_minutes, save_adopted, train
 from .adapter.ui import CATEGORY, Progress, found_as, listed, ui
 
 AUTO = "auto"
@@ -104,15 +106,23 @@ class LoadSanitizer(io.ComfyNode):
                     f"Load Sanitizer: no sanitizer of this CLIP knows the concept {name!r}. 'auto' can train "
                     f"{', '.join(known)}; train others with Train Sanitizer."
                 )
-        progress, start = Progress(cls.hidden.unique_id), None
+        progress = Progress(cls.hidden.unique_id)
         relative = folders.akin(encoder.fingerprint, wanted)
-        if relative is not None:
-            path, start = adopt(encoder, relative, progress)
-            if path is not None:
-                return LoadedSanitizer.load(path, wanted), "Adopted and saved"
+        adoption = None if relative is None else adopt(encoder, relative, progress)
+        if relative is None or adoption is None:
+            path, plan = cls._train(encoder, everything, progress, None)
+            return LoadedSanitizer.load(path, wanted), f"Trained on {plan} and saved"
+        if adoption.kept:
+            return LoadedSanitizer.load(save_adopted(adoption, relative), wanted), "Adopted and saved"
+        start = artifact.load(relative) if adoption.near else None
         if start is not None and start.concepts != tuple(concept.name for concept in everything):
             start = None
         path, plan = cls._train(encoder, everything, progress, start)
+        if start is not None and adoption.beats(Report.from_dict(artifact.read_info(path).header.report)):
+            path.unlink()
+            return LoadedSanitizer.load(
+                save_adopted(adoption, relative), wanted
+            ), "Adopted, as training found less, and saved"
         return LoadedSanitizer.load(path, wanted), f"Trained on {plan} and saved"
 
     @classmethod

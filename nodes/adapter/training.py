@@ -19,6 +19,7 @@ from ...sanitizer.prompts.concepts import Concept, load_concepts
 from ...sanitizer.prompts.generator import full_size, training_prompts
 from ...sanitizer.prompts.templates import load_templates
 from ...sanitizer.training import fit as training
+from ...sanitizer.training.adopt import Adoption
 from ...sanitizer.training.adopt import adopt as adoption_of
 from ...sanitizer.training.config import TrainingConfig
 from . import folders
@@ -94,25 +95,26 @@ def fitting_minutes(encoder: ComfyTextEncoder, concepts: Sequence[Concept], exam
     return (score * config.score_steps + erase * config.erase_steps) / 60
 
 
-def adopt(encoder: ComfyTextEncoder, base: Path, progress: Progress) -> tuple[Path | None, EmbeddingSanitizer | None]:
-    """Try the sanitizer of that file, which was trained on a CLIP of the same kind, on this one. The file of the
-    adopted one, or None, and then the sanitizer to train on from, or None where it is too far off.
-
-    Raises ComfyUI's interrupt exception.
-    """
+def adopt(encoder: ComfyTextEncoder, base: Path, progress: Progress) -> Adoption | None:
+    """Try the sanitizer of that file, which was trained on a CLIP of the same kind, on this one. None where it cannot
+    be tried. Raises ComfyUI's interrupt exception."""
     progress.say(f"Trying {base.name}, which was trained on a CLIP of the same kind…")
     try:
         known = artifact.load(base)
         adoption = adoption_of(encoder, known, load_concepts(known.concepts), progress=progress)
-        if adoption.kept:
-            path = folders.adopted_path(base, encoder.fingerprint)
-            artifact.save(adoption.sanitizer, path, base)
-            return path, None
     except SanitizerError as error:
         logging.info("Embedding Sanitizer: %s is not adopted. %s", base.name, error)
-        return None, None
-    logging.info("Embedding Sanitizer: %s is not adopted: %s.", base.name, "; ".join(adoption.reasons))
-    return None, known if adoption.near else None
+        return None
+    if not adoption.kept:
+        logging.info("Embedding Sanitizer: %s is not adopted: %s.", base.name, "; ".join(adoption.reasons))
+    return adoption
+
+
+def save_adopted(adoption: Adoption, base: Path) -> Path:
+    """Its file, which needs that of the base beside it."""
+    path = folders.adopted_path(base, adoption.sanitizer.fingerprint)
+    artifact.save(adoption.sanitizer, path, base)
+    return path
 
 
 def settings_hash(encoder: ComfyTextEncoder, concepts: Sequence[Concept], *settings: object) -> str:

@@ -15,7 +15,7 @@ from ...sanitizer.guard.watch import State, Watch
 from ..adapter import folders
 from ..adapter.clip import ComfyTextEncoder
 from ..adapter.handle import LoadedSanitizer
-from ..adapter.training import adopt
+from ..adapter.training import adopt, save_adopted
 from ..adapter.ui import Progress
 
 REMEMBERED = 1000
@@ -65,7 +65,9 @@ class Host:
         path = folders.find(encoder.fingerprint, wanted, among)
         if path is None and among is None:
             relative = folders.akin(encoder.fingerprint, wanted)
-            path = None if relative is None else adopt(encoder, relative, progress)[0]
+            adoption = None if relative is None else adopt(encoder, relative, progress)
+            if relative is not None and adoption is not None and adoption.kept:
+                path = save_adopted(adoption, relative)
         if path is None:
             which = f"among {', '.join(among)}" if among else "in models/sanitizers"
             knows = f" that knows {', '.join(wanted)}" if wanted else ""

@@ -31,7 +31,7 @@ def run(
     check_device(device)
     known = None if start is None else artifact.load(start)
     encoder = load_encoder(encoder_name, device=device)
-    sanitizer = report = None
+    sanitizer = report = adoption = None
     if known is not None:
         with Bars() as bars:
             adoption = adopt(encoder, known, concepts, progress=bars)
@@ -47,6 +47,9 @@ def run(
             sanitizer, report = fit(
                 encoder, concepts, examples=examples, steps=steps, seed=seed, device=device, progress=bars, start=known
             )
+        if known is not None and adoption is not None and adoption.beats(report):
+            sanitizer, report = adoption.sanitizer, adoption.after
+            note(f"{start}: adopted all the same: trained on from it finds less. Without --start a full set is taken.")
     artifact.save(sanitizer, target)
     print(report.to_text())
     worth = judge(sanitizer.header, sanitizer.erasable).line

@@ -76,6 +76,13 @@ class Adoption:
             2 * (self.after.found(names) or 0.0) >= (self.before.found(names) or 0.0)
         )
 
+    def beats(self, trained: Report, config: AdoptionConfig | None = None) -> bool:
+        """Whether it finds more unseen phrases than what was trained on from it, and leaves as many harmless prompts as
+        they are, within the bound. A quarter of a set may find less than the networks did before."""
+        names, bound = self.sanitizer.erasable, (config or AdoptionConfig()).harmless
+        more = (self.after.found(names) or 0.0) > (trained.found(names) or 0.0)
+        return more and (self.after.benign_identical or 0.0) >= (trained.benign_identical or 0.0) - bound
+
 
 def adopt(
     encoder: TextEncoder,

@@ -177,6 +177,15 @@ def test_what_cannot_be_compared_is_refused(masked, causal, changed, tiny_concep
         known.header = header
 
 
+def test_what_was_adopted_may_beat_what_was_trained_from_it(adopted):
+    adoption = adopted[1]
+    [own] = [concept for concept in adoption.after.concepts if concept.phrases]
+    less = replace(adoption.after, concepts=[replace(own, flagged=own.flagged - 0.1)])
+    assert adoption.beats(less)
+    assert not adoption.beats(adoption.after)
+    assert not adoption.beats(replace(less, benign_identical=adoption.after.benign_identical + 0.02))
+
+
 def test_training_goes_on_from_another_sanitizer(masked, changed, tiny_concept, small_templates):
     encoder = changed(masked[0], 0.3)
     few = {"templates": small_templates, "examples": 400, "steps": 60, "seed": 3}

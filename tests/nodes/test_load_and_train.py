@@ -275,6 +275,26 @@ def test_what_is_not_adopted_is_trained_from_it_where_it_is_near(run, load, rela
     assert [path.name for path in relative.parent.iterdir()] == ["base.safetensors"]
 
 
+def test_what_finds_more_than_a_training_from_it_is_adopted_all_the_same(run, load, relative, clip, pack, monkeypatch):
+    training, artifact = pack("nodes.adapter.training"), pack("sanitizer.model.artifact")
+    adopt = training.adoption_of
+
+    def worse(*arguments, **options):
+        return replace(adopt(*arguments, **options), reasons=("worse",))
+
+    def trains(encoder, *_arguments, start, **_options):
+        made = artifact.load(relative)
+        made.header = replace(made.header, encoder=encoder.fingerprint, report={**made.header.report, "benign": 1})
+        return made, None
+
+    monkeypatch.setattr(training, "adoption_of", worse)
+    monkeypatch.setattr(training.training, "fit", trains)
+    out = run(load, sanitizer_name="auto", concepts="nudity", clip=clip)
+    assert out.ui["embedding_sanitizer"][0]["text"].startswith("Adopted, as training found less, and saved base-")
+    assert out.args[0].path.parent.name == "adopted"
+    assert sorted(path.name for path in relative.parent.iterdir()) == ["adopted", "base.safetensors"]
+
+
 def test_a_hundred_lora_strengths_do_not_fill_the_disk(pack, models, monkeypatch):
     folders = pack("nodes.adapter.folders")
     monkeypatch.setattr(folders, "MOST_ADOPTED", 3)

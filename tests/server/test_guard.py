@@ -2,6 +2,8 @@
 
 import copy
 import json
+import os
+import re
 import time
 import urllib.error
 from datetime import datetime
@@ -12,6 +14,8 @@ import pytest
 HARMLESS = "a red boat on a quiet lake, oil painting"
 UNSAFE = "an oil painting of a nude woman"
 BLOODY = "a mutilated corpse in a pool of blood"
+PROMPTS = int(os.environ.get("ES_LOAD", "12"))
+"""That are sent at once; a load test sets it to a thousand."""
 OPEN = """never = []
 allow = ["es_test_pack"]
 """
@@ -285,16 +289,28 @@ def test_a_host_may_ask_what_would_be_done(server, guard):
 
 
 def test_many_at_once_none_lost_and_none_unsanitized(server, guard, entries):
-    """Prompts are queued faster than they run, and each differs from those before."""
-    texts = [f"{UNSAFE if i % 2 else HARMLESS}, number {i}" for i in range(12)]
-    ids = [server.start(server.graph(text)) for text in texts]
-    for prompt_id in ids:
+    """PROMPTS of them, each other than those before, 50 queued at a time."""
+    expected, memory = {}, []
+    while len(done := {entry["prompt_id"]: entry["action"] for entry in entries()}) < PROMPTS:
+        for number in range(len(expected), min(PROMPTS, len(done) + 50)):
+            text = f"{UNSAFE if number % 2 else HARMLESS}, number {number}"
+            prompt = server.graph(text, values={"KSampler": {"steps": 1}})
+            expected[server.start(prompt)] = "sanitized" if number % 2 else "passed"
+        assert server.process.poll() is None, "the server died"
+        memory.append(resident(server.process.pid))
+        time.sleep(1)
+    assert done == expected
+    for prompt_id in expected:
         assert server.wait(prompt_id)["status"]["status_str"] == "success"
-    until = time.monotonic() + 10
-    while len(entries()) < len(ids) and time.monotonic() < until:
-        time.sleep(0.1)
-    done = {entry["prompt_id"]: entry["action"] for entry in entries()}
-    assert [done[prompt_id] for prompt_id in ids] == ["passed", "sanitized"] * (len(ids) // 2)
+    print(f"{PROMPTS} prompts, resident memory in MB: {memory[:: max(1, len(memory) // 10)]}")
+    assert memory[-1] < 1.1 * memory[0]
+
+
+def resident(process: int) -> int:
+    """MB of a process's memory; 1 where the system does not say."""
+    status = Path(f"/proc/{process}/status")
+    found = re.search(r"VmRSS:\s+(\d+)", status.read_text()) if status.exists() else None
+    return int(found[1]) // 1024 if found else 1
 
 
 def test_the_front_end_says_why_a_prompt_was_refused(server, guard):
