@@ -130,8 +130,8 @@ class LoadSanitizer(io.ComfyNode):
         cls, encoder: ComfyTextEncoder, concepts: list, progress: Progress, start: EmbeddingSanitizer | None
     ) -> tuple[Path, Plan]:
         progress.say("No sanitizer for this CLIP yet. Measuring how fast it encodes…")
-        plan = choose_examples(encoder, concepts, warm=start is not None)
-        fitting = fitting_minutes(encoder, concepts, plan.examples, None)
+        plan = choose_examples(encoder, concepts)
+        fitting = fitting_minutes(encoder, concepts, plan.examples, None, warm=start is not None)
         progress.say(
             f"Training one, once: encoding {plan} takes about {plan.minutes:.1f} min, fitting about {fitting:.1f} min."
         )

@@ -61,9 +61,8 @@ class Plan:
         return f"{self.examples} prompts{fewer}"
 
 
-def choose_examples(encoder: ComfyTextEncoder, concepts: Sequence[Concept], warm: bool = False) -> Plan:
-    """As many training prompts as the encoder manages in two minutes, or, if they are not ENOUGH, in ten. warm: for a
-    training that goes on from another sanitizer, which needs fewer."""
+def choose_examples(encoder: ComfyTextEncoder, concepts: Sequence[Concept]) -> Plan:
+    """As many training prompts as the encoder manages in two minutes, or, if they are not ENOUGH, in ten."""
     prompts = [prompt.text for prompt in training_prompts(concepts, load_templates(), sum(TRIALS), seed=0)]
     seconds, at = 0.0, 0
     for size in TRIALS:
@@ -75,23 +74,24 @@ def choose_examples(encoder: ComfyTextEncoder, concepts: Sequence[Concept], warm
         seconds = took / len(some)
         if size > TRIALS[0] and took >= TRIAL_SECONDS:
             break
-    share = TrainingConfig.warm_share if warm else 1.0
-    full = round(share * full_size(concepts))
+    full = full_size(concepts)
 
     def affordable(budget: float) -> int:
         return int((budget / max(seconds, 1e-6) - MEASURED) / (1 + CHECKED))
 
-    count = max(affordable(ENCODE_SECONDS), min(round(share * ENOUGH), affordable(LONGEST_SECONDS)))
+    count = max(affordable(ENCODE_SECONDS), min(ENOUGH, affordable(LONGEST_SECONDS)))
     count = max(FEWEST, min(full, count))
     return Plan(count, full, (count * (1 + CHECKED) + MEASURED) * seconds / 60)
 
 
-def fitting_minutes(encoder: ComfyTextEncoder, concepts: Sequence[Concept], examples: int, steps: int | None) -> float:
-    """What fitting takes beside encoding, by the time of a few steps of each net."""
+def fitting_minutes(
+    encoder: ComfyTextEncoder, concepts: Sequence[Concept], examples: int, steps: int | None, warm: bool = False
+) -> float:
+    """What fitting takes beside encoding, by the time of a few steps of each net. warm: from another's networks."""
     device = comfy.model_management.get_torch_device()
     comfy.model_management.free_memory(TRAINING_MEMORY, device)
     score, erase = training.step_seconds(encoder, next(c for c in concepts if not c.context), device=device)
-    config = TrainingConfig().for_examples(examples, steps)
+    config = TrainingConfig().for_examples(examples, steps, warm)
     return (score * config.score_steps + erase * config.erase_steps) / 60
 
 

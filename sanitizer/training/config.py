@@ -91,10 +91,12 @@ class TrainingConfig:
     """Pairs of a step of the erase net."""
     learning_rate: float = 2e-3
     """Of AdamW, after a warm-up of a twentieth of the steps, with cosine decay."""
-    warm_share: float = 0.25
-    """Share of a full set that a training takes which goes on from another sanitizer's networks …"""
-    warm_rate: float = 0.5
-    """… and what the learning rate is multiplied by there."""
+    warm_steps: float = 0.25
+    """Share of the steps that a training takes which goes on from another sanitizer's networks …"""
+    warm_rate: float = 0.1
+    """… and what the learning rate is multiplied by there. Of nudity on `minilm` whose weights were changed by 30 % of
+    their norm: the networks as they were find 49.5 % of unseen phrases, with a quarter of the steps on all prompts
+    61.2 %; on a quarter of the prompts less than that, 40.0 % at half the rate and 45.5 % at a tenth (one seed)."""
     weight_decay: float = 0.02
     """Of AdamW."""
     spliced: float = 0.4
@@ -197,15 +199,16 @@ class TrainingConfig:
     report_optimised: int = 24
     """Prompts towards which it searches strings, and as many counterfactuals."""
 
-    def for_examples(self, count: int, steps: int | None = None) -> "TrainingConfig":
+    def for_examples(self, count: int, steps: int | None = None, warm: bool = False) -> "TrainingConfig":
         """With the steps that suit a number of training prompts, where none are set, or with `steps` in all, shared
-        between the nets in that ratio."""
-        score = self.score_steps or 1000 + count * 35 // 100
-        erase = self.erase_steps or 900 + count // 35
+        between the nets in that ratio. warm: for a training that goes on from another sanitizer's networks."""
+        share, rate = (self.warm_steps, self.warm_rate) if warm else (1.0, 1.0)
+        score = self.score_steps or round(share * (1000 + count * 35 // 100))
+        erase = self.erase_steps or round(share * (900 + count // 35))
         if steps is not None:
             score = max(1, round(steps * score / (score + erase)))
             erase = max(1, steps - score)
-        return replace(self, score_steps=score, erase_steps=erase)
+        return replace(self, score_steps=score, erase_steps=erase, learning_rate=rate * self.learning_rate)
 
     def language_phrases_for(self, count: int, languages: int) -> int:
         """Phrases of each of the languages to try beside a number of training prompts, of which all that is encoded for

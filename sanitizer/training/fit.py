@@ -60,7 +60,7 @@ def fit(
     (stage, done, total, values); what it raises interrupts the training, and nothing is written. languages: beside
     English, None for those of concepts/languages/ where no templates are given; phrases of a language that the encoder
     does not know are left out. start: a sanitizer of the same concepts for an encoder that differs in its weights
-    alone; training goes on from its networks, with smaller steps and, where `examples` does not say, fewer prompts.
+    alone; training goes on from its networks, with smaller steps and, where `steps` does not say, fewer of them.
     encodings: a folder for the encoded prompts, gigabytes for a full set; a training that was interrupted finds them
     there and goes on. It is the caller's to delete. config: every other number.
 
@@ -91,10 +91,7 @@ def fit(
         known = [code for code, value in told_apart.items() if value >= config.language_known]
         every, frames = with_languages(concepts, templates, languages, known)
         count = full_size(every, config.prompts) if examples is None else examples
-        if start is not None:
-            config = replace(config, learning_rate=config.learning_rate * config.warm_rate)
-            count = round(count * config.warm_share) if examples is None else examples
-        config = config.for_examples(count, steps)
+        config = config.for_examples(count, steps, warm=start is not None)
         prompts = training_prompts(every, frames, count, seed, config.prompts)
         if config.optimised:
             words = PromptGenerator(concepts, templates, seed, config=config.prompts).words
