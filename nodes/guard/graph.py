@@ -76,14 +76,13 @@ def guarded(
         if not kinds[name].passive
     }
     for name, node in graph.items():
-        for field, link in _links(node):
-            if kinds[name].passive or not _carries(kinds, name, field, link, MODEL):
-                continue
-            inputs: dict[str, Any] = {"model": list(link)}
-            for clip in dict.fromkeys(clip for each in before(graph, name) for clip in encoded.get(each, ())):
-                chain = {"sanitizers": inputs["sanitizers"]} if "sanitizers" in inputs else {}
-                inputs["sanitizers"] = insert("clip", FINDER, {"clip": list(clip), **chain})
-            done[name]["inputs"][field] = insert("model", GUARD, inputs)
+        if name in encoded:
+            models = [(field, link) for field, link in _links(node) if _carries(kinds, name, field, link, MODEL)]
+            found: dict[str, list] = {}  # the last of a chain of finders
+            for clip in dict.fromkeys(clip for each in before(graph, name) for clip in encoded.get(each, ()) if models):
+                found = {"sanitizers": insert("clip", FINDER, {"clip": list(clip), **found})}
+            for field, link in models:
+                done[name]["inputs"][field] = insert("model", GUARD, {"model": list(link), **found})
         if kinds[name].api and setting.api_nodes == SCORE:
             for field in _texts(name, node, kinds):
                 done[name]["inputs"][field] = insert("text", TEXT, {"text": node["inputs"][field]})

@@ -191,7 +191,7 @@ def server(tmp_path_factory) -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def serve():
-    """`serve(folder)`: a server of one's own, as a context manager; and what makes its `trained`."""
+    """`serve.on(folder)`: a server of one's own, as a context manager; `serve.train(server)`: its `trained`."""
     return SimpleNamespace(on=serving, train=train)
 
 
