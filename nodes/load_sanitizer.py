@@ -114,7 +114,8 @@ class LoadSanitizer(io.ComfyNode):
             return LoadedSanitizer.load(path, wanted), f"Trained on {plan} and saved"
         if adoption.kept:
             return LoadedSanitizer.load(save_adopted(adoption, relative), wanted), "Adopted and saved"
-        start = artifact.load(relative) if adoption.near else None
+        # Its networks are those of the file.
+        start = adoption.sanitizer if adoption.near else None
         if start is not None and start.concepts != tuple(concept.name for concept in everything):
             start = None
         path, plan = cls._train(encoder, everything, progress, start)

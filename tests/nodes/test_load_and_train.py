@@ -260,7 +260,8 @@ def test_auto_adopts_the_sanitizer_of_a_clip_of_the_same_kind(run, load, relativ
 
 @pytest.mark.parametrize("near", [True, False])
 def test_what_is_not_adopted_is_trained_from_it_where_it_is_near(run, load, relative, clip, pack, monkeypatch, near):
-    refused = SimpleNamespace(kept=False, near=near, reasons=("worse",))
+    known = pack("sanitizer.model.artifact").load(relative)
+    refused = SimpleNamespace(kept=False, near=near, reasons=("worse",), sanitizer=known)
     monkeypatch.setattr(pack("nodes.adapter.training"), "adoption_of", lambda *_a, **_o: refused)
     seen = []
 
