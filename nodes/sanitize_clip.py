@@ -6,16 +6,15 @@ from typing import Any, NamedTuple
 
 import torch
 from comfy_api.latest import io
-from torch import Tensor
 
 from ..sanitizer.errors import SanitizerError
 from ..sanitizer.model.sanitizer import Sanitized
-from .adapter.clip_rewrite import PromptReader, PromptReEncoder, Reading
+from .adapter.clip_rewrite import PromptReader, PromptReEncoder, Reading, entry_of
 from .adapter.conditioning import parts
 from .adapter.handle import LoadedSanitizer, SanitizerSocket
 from .adapter.identity import EncoderCheck, refuse_merging
 from .adapter.keys import RECORD
-from .adapter.tokens import has_text, row_tokens, without_weights_of
+from .adapter.tokens import has_text, row_tokens
 from .adapter.ui import CATEGORY, STRENGTH, THRESHOLD, found_as, listed, send, status_line, ui
 
 REWRITE, RE_ENCODE = "rewrite", "re-encode"
@@ -70,7 +69,7 @@ class SanitizedTextModel:
 
         Raises SanitizerError where the text model is no longer the one that this was made for."""
         self._check()
-        entry = self._entry(token_weight_pairs)
+        entry = entry_of(self.unsanitized, token_weight_pairs)
         done = self._re_encoded(token_weight_pairs, entry) or self._rewritten(token_weight_pairs, entry)
         cond, extras = done.entry
         pooled = extras.pop("pooled_output")
@@ -79,31 +78,15 @@ class SanitizedTextModel:
         self._say(done)
         return cond, pooled, extras
 
-    def _entry(self, tokens: dict) -> list:
-        """What the text model gives for the tokens, as an entry of a conditioning."""
-        out = self.unsanitized.encode_token_weights(tokens)
-        return [out[0], {"pooled_output": out[1], **(out[2] if len(out) > 2 else {})}]
-
     def _rewritten(self, tokens: dict, entry: list) -> "_Done":
-        first = parts(entry)[0]
-        known = self._read(tokens, first, weighted=False)
-        scores = [self._unweighted(tokens), None if known is None else known.read.scores]
-        also = [found for found in scores if found is not None]
-        [written], summary = self._sanitizer.sanitize_all(
-            [entry], self._strength, self._threshold, torch.stack(also).amax(dim=0) if also else None
-        )
+        known, also = self._read.unsaid(tokens, parts(entry)[0])
+        [written], summary = self._sanitizer.sanitize_all([entry], self._strength, self._threshold, also)
         line = status_line(summary, self._sanitizer, self._strength, self._threshold)
         if self._re_encode and summary.flagged:
             logging.warning("Sanitize CLIP: %s", NO_TEXT)
             line["text"] += f" {NO_TEXT}"
         named = _named(known, bool(summary.flagged))
         return _Done(written, row_tokens(self._clip, tokens, written[0].shape[1]), line, named)
-
-    def _unweighted(self, tokens: dict) -> Tensor | None:
-        """(B, K) prompt scores of the same prompt with all weights 1, None where they are. A weight below 1 makes an
-        unsafe phrase fainter in the score, but does not take it out of the picture."""
-        plain = without_weights_of(tokens)
-        return None if plain is None else self._sanitizer.score(parts(self._entry(plain))[0]).prompt
 
     def _re_encoded(self, tokens: dict, entry: list) -> "_Done | None":
         """None in mode rewrite, and where the prompt's text, or the place of all of it, is not known."""

@@ -19,7 +19,7 @@ class ModelGuard(SamplerGuard):
         self._threshold = threshold
         self._node_id = node_id
 
-    def rule(self, entry: list, found: list[Part]) -> tuple[list, Summary]:
+    def rule(self, entry: list, found: list[Part], name: str) -> tuple[list, Summary]:
         if self._sanitizer.wrote(found, self._strength, self._threshold):
             return entry, Summary(before=1)
         return self._sanitizer.sanitize_entry(entry, found, self._strength, self._threshold)

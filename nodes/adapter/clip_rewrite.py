@@ -11,6 +11,9 @@ from functools import cache
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary, proxy
 
+import torch
+from torch import Tensor
+
 from ...sanitizer.encoders.base import Encoding
 from ...sanitizer.model.sanitizer import EmbeddingSanitizer
 from ...sanitizer.prompts.concepts import load_concepts
@@ -19,9 +22,9 @@ from ...sanitizer.text.deobfuscate import Deobfuscated, Deobfuscator, deobfuscat
 from ...sanitizer.text.replacements import Replacements
 from ...sanitizer.text.rewrite import ReEncoded, ReEncoder
 from .clip import ComfyTextEncoder
-from .conditioning import Part
+from .conditioning import Part, parts
 from .handle import LoadedSanitizer
-from .tokens import EMBEDDING, has_text, rebuild, row_tokens, spans
+from .tokens import EMBEDDING, has_text, rebuild, row_tokens, spans, without_weights_of
 from .ui import Progress
 
 WEIGHT_TOLERANCE = 1e-4
@@ -118,8 +121,8 @@ class _RunningClip:
         return self._clip.tokenize(marked(text, carried(self._prompt or Prompt("", []), text)))
 
     def encode_from_tokens(self, tokens: dict, **_options) -> dict[str, Any]:
-        out = self._model.encode_token_weights(tokens)
-        return {"cond": out[0], "pooled_output": out[1], **(out[2] if len(out) > 2 else {})}
+        cond, extras = entry_of(self._model, tokens)
+        return {"cond": cond, **extras}
 
 
 class _RunningEncoder(ComfyTextEncoder):
@@ -136,7 +139,8 @@ class _RunningEncoder(ComfyTextEncoder):
 
 
 @cache
-def _deobfuscator() -> Deobfuscator:
+def deobfuscator() -> Deobfuscator:
+    """That of the pack's own concepts."""
     return Deobfuscator.from_concepts(load_concepts(), load_templates())
 
 
@@ -166,6 +170,12 @@ class Reading(NamedTuple):
     """The prompt as a person reads it, words in disguise undone."""
 
 
+def entry_of(model: Any, tokens: dict) -> list:
+    """What a text model gives for tokens, as an entry of a conditioning."""
+    out = model.encode_token_weights(tokens)
+    return [out[0], {"pooled_output": out[1], **(out[2] if len(out) > 2 else {})}]
+
+
 class PromptReader:
     """Reads what a text model encodes. Raises ComfyUI's interrupt exception."""
 
@@ -188,9 +198,20 @@ class PromptReader:
         mask = embeddings.new_ones(embeddings.shape[:2]).bool() if part.mask is None else part.mask
         encoding = Encoding(embeddings, mask, part.pooled, [found], [spans(prompt.text, found)])
         encoder = self.encoder(prompt if weighted else None)
-        read = deobfuscated(encoder, self._sanitizer.model, _deobfuscator(), [prompt.text], encoding)
+        read = deobfuscated(encoder, self._sanitizer.model, deobfuscator(), [prompt.text], encoding)
         self.batches = encoder.batches
         return Reading(prompt, encoding, encoder, read)
+
+    def unsaid(self, tokens: dict, part: Part) -> tuple[Reading | None, Tensor | None]:
+        """The prompt as :meth:`__call__` reads it; and (B, K) prompt scores of what its embeddings hide: words in
+        disguise, and phrases that a weight below 1 makes fainter in the score, but does not take out of the picture.
+        No scores where it has neither disguise nor weights."""
+        known, plain, scores = self(tokens, part, weighted=False), without_weights_of(tokens), []
+        if known is not None and known.read.scores is not None:
+            scores.append(known.read.scores)
+        if plain is not None:
+            scores.append(self._sanitizer.score(parts(entry_of(self._model, plain))[0]).prompt)
+        return known, torch.stack(scores).amax(dim=0) if scores else None
 
 
 class PromptReEncoder:

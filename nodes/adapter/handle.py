@@ -155,8 +155,8 @@ class LoadedSanitizer:
     def remember(self, entry: list, found: list[Part], strength: float, threshold: float, summary: Summary) -> None:
         """That this entry of a conditioning is what this sanitizer wrote in place of those parts; summary: of them."""
         how, held = self._how(strength, threshold), summary.held.union(*map(WRITTEN.held, found))
-        for part in parts(entry):
-            WRITTEN.add(part, how, held)
+        for part, source in zip(parts(entry), found, strict=True):
+            WRITTEN.add(part, source, how, held)
 
     def wrote(self, found: list[Part], strength: float, threshold: float) -> bool:
         """Whether an entry's parts are, to the last bit, what this sanitizer wrote at least as hard."""

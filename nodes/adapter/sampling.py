@@ -32,8 +32,9 @@ class SamplerGuard:
     key: str
     """Under which its wrappers stand, and in a sampling's options what it has seen."""
 
-    def rule(self, entry: list, found: list[Part]) -> tuple[list, Summary]:
-        """An entry of a conditioning, whose parts were found, as it may reach the model; and what was done with it."""
+    def rule(self, entry: list, found: list[Part], name: str) -> tuple[list, Summary]:
+        """An entry of a conditioning, whose parts were found, as it may reach the model; and what was done with it.
+        name: what the guider calls the conditioning."""
         raise NotImplementedError
 
     def judged(self, summary: Summary, notes: list[str]) -> None:
@@ -52,7 +53,7 @@ class SamplerGuard:
             if acts is False:
                 notes.append("The negative prompt was left alone.")
                 continue
-            done, own = self._sanitize(conds)
+            done, own = self._sanitize(conds, name)
             if acts is None and own.flagged:
                 raise SanitizerError(
                     f"{self.node}: the guider {type(guider).__name__} is not known, so it cannot be told whether it "
@@ -79,7 +80,7 @@ class SamplerGuard:
             )
         return executor(model, conds, x_in, timestep, model_options)
 
-    def _sanitize(self, conds: list[dict]) -> tuple[list[dict], Summary]:
+    def _sanitize(self, conds: list[dict], name: str) -> tuple[list[dict], Summary]:
         """The sampler's conditionings, which are extras with the embeddings under `cross_attn`, sanitized."""
         done, summary = [], Summary()
         for cond in conds:
@@ -87,7 +88,7 @@ class SamplerGuard:
             own_keys = ("cross_attn", "uuid") if cond.get("model_conds") else ("cross_attn", "uuid", "model_conds")
             extras = {key: value for key, value in cond.items() if key not in own_keys}
             entry = [cond.get("cross_attn"), extras]
-            (embeddings, changed), own = self.rule(entry, parts(entry))
+            (embeddings, changed), own = self.rule(entry, parts(entry), name)
             summary.add(own)
             same = embeddings is entry[0] and changed is extras
             done.append(cond if same else {**cond, **changed, "cross_attn": embeddings})

@@ -33,32 +33,44 @@ class How(NamedTuple):
         )
 
 
+class _Known(NamedTuple):
+    how: How
+    held: frozenset[str]
+    origin: str
+
+
 class Written:
     def __init__(self, kept: int = KEPT) -> None:
         self._kept = kept
-        self._known: OrderedDict[str, tuple[How, frozenset[str]]] = OrderedDict()
+        self._known: OrderedDict[str, _Known] = OrderedDict()
 
-    def add(self, part: Part, how: How, held: frozenset[str] = frozenset()) -> None:
-        """held: the concepts that were found in what the part was made of."""
-        self._known[_digest(part)] = (how, held)
+    def add(self, part: Part, source: Part, how: How, held: frozenset[str] = frozenset()) -> None:
+        """source: what the part was made of; held: the concepts that were found in it."""
+        self._known[digest(part)] = _Known(how, held, self.origin(source))
         while len(self._known) > self._kept:
             self._known.popitem(last=False)
 
     def covers(self, part: Part, how: How) -> bool:
         """Whether this very part was written by the same sanitizer, at least as hard."""
         known = self._of(part)
-        return known is not None and known[0].covers(how)
+        return known is not None and known.how.covers(how)
 
     def held(self, part: Part) -> frozenset[str]:
         """Concepts that were found in what this very part was made of; none where no sanitizer wrote it."""
         known = self._of(part)
-        return frozenset() if known is None else known[1]
+        return frozenset() if known is None else known.held
 
-    def _of(self, part: Part) -> tuple[How, frozenset[str]] | None:
-        return self._known.get(_digest(part)) if self._known else None
+    def origin(self, part: Part) -> str:
+        """Digest of what stood there before any sanitizer wrote; the part's own where none did."""
+        known = self._of(part)
+        return digest(part) if known is None else known.origin
+
+    def _of(self, part: Part) -> _Known | None:
+        return self._known.get(digest(part)) if self._known else None
 
 
-def _digest(part: Part) -> str:
+def digest(part: Part) -> str:
+    """Of its embeddings and pooled vector, to the last bit."""
     found = hashlib.sha256()
     for tensor in (part.embeddings, part.pooled):
         if tensor is None:

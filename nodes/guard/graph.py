@@ -1,17 +1,21 @@
 """A prompt's graph, looked through and guarded before it is queued. Plain data; nothing of ComfyUI is imported.
 
 Wherever a MODEL goes into a node that may sample with it, a guard node is set on the wire; it is given a sanitizer for
-every CLIP that something was encoded with on the way to that node, by nodes that find one or fail.
+every CLIP that something was encoded with on the way to that node, by nodes that find one or fail. On the wires of
+those CLIPs stand nodes that hear what is encoded.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import hashlib
+import json
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from ...sanitizer.errors import SanitizerError
 from ...sanitizer.guard.setting import REFUSE, SCORE, Setting
 
-GUARD, FINDER, TEXT, REFUSAL = "ESGuardModel", "ESGuardSanitizer", "ESGuardText", "ESGuardRefusal"
-OWN_NODES = (GUARD, FINDER, TEXT, REFUSAL)
+GUARD, FINDER, HEARER = "ESGuardModel", "ESGuardSanitizer", "ESGuardCLIP"
+TEXT, REFUSAL = "ESGuardText", "ESGuardRefusal"
+OWN_NODES = (GUARD, FINDER, HEARER, TEXT, REFUSAL)
 PREFIX = "embedding_sanitizer_guard:"
 """Of the ids of inserted nodes."""
 MODEL, CLIP, STRING = "MODEL", "CLIP", "STRING"
@@ -19,8 +23,10 @@ COMFYUI = ("nodes", "comfy_extras")
 """Where ComfyUI's own nodes come from; API nodes have a setting of their own."""
 PASSIVE = {MODEL, CLIP, "VAE", STRING, "INT", "FLOAT", "BOOLEAN"}
 """What comes out of nodes that load, patch, join or choose. A node that gives nothing else makes no picture."""
-PASSED_ON = {GUARD: "model", TEXT: "text"}
+PASSED_ON = {GUARD: "model", HEARER: "clip", TEXT: "text"}
 """Own nodes that stand on a wire, with the input that goes through them."""
+NEGATIVE = "negative"
+"""Input of ComfyUI's own samplers and guiders that becomes the conditioning of that name and no other."""
 
 Link = tuple[str, int]
 
@@ -60,29 +66,45 @@ def guarded(
     kinds = {name: _kind(name, node, kind_of, setting, own) for name, node in graph.items()}
     done = {name: {**node, "inputs": dict(node["inputs"])} for name, node in graph.items()}
     inserted: dict[str, dict] = {}
+    names: dict[str, str] = {}
 
     def insert(what: str, type_: str, inputs: dict) -> list:
         """A link to the node of that type with those inputs."""
-        for name, node in inserted.items():
-            if node == {"class_type": type_, "inputs": inputs}:
-                return [name, 0]
-        name = f"{PREFIX}{what}{len(inserted)}"
+        name = names.setdefault(json.dumps([type_, inputs], sort_keys=True), f"{PREFIX}{what}{len(names)}")
         inserted[name] = {"class_type": type_, "inputs": inputs}
         return [name, 0]
 
-    encoded = {  # node -> the CLIPs that it may encode with
-        name: [link for field, link in _links(node) if _carries(kinds, name, field, link, CLIP)]
+    encoded = {  # node -> inputs with the CLIPs that it may encode with
+        name: [(field, link) for field, link in _links(node) if _carries(kinds, name, field, link, CLIP)]
         for name, node in graph.items()
         if not kinds[name].passive
     }
+    keys: dict[str, str] = {}  # node -> key of its texts
+    guards: dict[str, dict[str, Any]] = {}  # node that may sample -> what its guards are given
     for name, node in graph.items():
-        if name in encoded:
-            models = [(field, link) for field, link in _links(node) if _carries(kinds, name, field, link, MODEL)]
+        if name in encoded and any(_carries(kinds, name, field, link, MODEL) for field, link in _links(node)):
+            ways = [each for each in before(graph, name) if encoded.get(each)]
+            positive = [field for field in node["inputs"] if field != NEGATIVE or not kinds[name].stock]
+            drawn = before(graph, name, positive)
             found: dict[str, list] = {}  # the last of a chain of finders
-            for clip in dict.fromkeys(clip for each in before(graph, name) for clip in encoded.get(each, ()) if models):
+            for clip in dict.fromkeys(link for each in ways for _, link in encoded[each]):
                 found = {"sanitizers": insert("clip", FINDER, {"clip": list(clip), **found})}
-            for field, link in models:
-                done[name]["inputs"][field] = insert("model", GUARD, {"model": list(link), **found})
+            keys |= {each: _key(graph, each) for each in ways if each not in keys}
+            guards[name] = {
+                **found,
+                "texts": " ".join(keys[each] for each in ways if each in drawn),
+                "others": " ".join(keys[each] for each in ways if each not in drawn),
+            }
+            for each in ways:
+                for field, link in encoded[each]:
+                    finder = insert("clip", FINDER, {"clip": list(link)})
+                    inputs = {"clip": list(link), "sanitizers": finder, "texts": keys[each]}
+                    done[each]["inputs"][field] = insert("text", HEARER, inputs)
+    for name, node in graph.items():
+        for field, link in _links(node) if name in guards else ():
+            if _carries(kinds, name, field, link, MODEL):
+                inputs = {"model": done[name]["inputs"][field], **guards[name]}
+                done[name]["inputs"][field] = insert("model", GUARD, inputs)
         if kinds[name].api and setting.api_nodes == SCORE:
             for field in _texts(name, node, kinds):
                 done[name]["inputs"][field] = insert("text", TEXT, {"text": node["inputs"][field]})
@@ -125,15 +147,22 @@ def checked(prompt: Any) -> dict[str, dict]:
     }
 
 
-def before(graph: Mapping[str, dict], name: str) -> Iterable[str]:
-    """A node and all that it depends on."""
+def before(graph: Mapping[str, dict], name: str, only: Collection[str] | None = None) -> Collection[str]:
+    """A node and all that it depends on; only: by these inputs of it."""
     found, open_ = {name: None}, [name]
     while open_:
-        for _, (source, _) in _links(graph[open_.pop()]):
-            if source in graph and source not in found:
+        here = open_.pop()
+        for field, (source, _) in _links(graph[here]):
+            if source in graph and source not in found and (only is None or here != name or field in only):
                 found[source] = None
                 open_.append(source)
     return found
+
+
+def _key(graph: Mapping[str, dict], name: str) -> str:
+    """Of a node with all that it depends on: another one for other texts."""
+    some = {each: [graph[each]["class_type"], graph[each]["inputs"]] for each in before(graph, name)}
+    return hashlib.sha256(json.dumps([name, some], sort_keys=True).encode()).hexdigest()[:32]
 
 
 def wild(type_: str | None) -> bool:

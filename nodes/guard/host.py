@@ -1,6 +1,8 @@
 """What the guard knows while the server runs: the host's setting, sanitizers for CLIPs, and the log."""
 
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -98,6 +100,15 @@ class Host:
         """Writes a line of the prompt that is running. Raises SanitizerError where it cannot be written."""
         client = getattr(getattr(PromptServer, "instance", None), "client_id", None) or ""
         self.write(Entry(**vars(entry) | {"prompt_id": _running(), "client_id": client}))
+
+    @contextmanager
+    def refusing(self) -> Iterator[None]:
+        """Logs a SanitizerError as a refusal of the prompt that is running."""
+        try:
+            yield
+        except SanitizerError as error:
+            self.log(Entry(REFUSED, reason=str(error)))
+            raise
 
     def write(self, entry: Entry) -> None:
         """As :meth:`log`, a line that says itself which prompt it is of. A refusal is told to the client, too."""

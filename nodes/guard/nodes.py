@@ -10,11 +10,12 @@ from ...sanitizer.guard.log import PASSED, REFUSED, SANITIZED, Entry
 from ...sanitizer.guard.setting import REFUSE, Setting
 from ..adapter.conditioning import Part, Summary, parts
 from ..adapter.handle import LoadedSanitizer
-from ..adapter.sampling import SamplerGuard
+from ..adapter.sampling import NEGATIVE, SamplerGuard
 from ..adapter.ui import CATEGORY, Progress, listed
 from ..adapter.written import WRITTEN
 from . import graph
 from .host import Found, host
+from .readings import READINGS, HeardTextModel
 from .text import SCORER, words_at_fault
 
 Chain = io.Custom("EMBEDDING_SANITIZERS")
@@ -25,9 +26,12 @@ class HostGuard(SamplerGuard):
 
     node, key = "Guard", "embedding_sanitizer_guard"
 
-    def __init__(self, setting: Setting, found: tuple[Found, ...]) -> None:
+    def __init__(self, setting: Setting, found: tuple[Found, ...], texts: str = "", others: str = "") -> None:
+        """texts: keys of the nodes that encode for this sampling; others: of those that do so for its negative prompt
+        alone."""
         self._setting = setting
         self._found = found
+        self._texts, self._others = texts.split(), others.split()
 
     def sample(self, executor, *args, **kwargs):
         try:
@@ -38,7 +42,7 @@ class HostGuard(SamplerGuard):
             self._log(REFUSED, Summary(), str(error))
             raise
 
-    def rule(self, entry: list, found: list[Part]) -> tuple[list, Summary]:
+    def rule(self, entry: list, found: list[Part], name: str) -> tuple[list, Summary]:
         """Every sanitizer whose widths fit has its turn: a conditioning does not say which of two encoders it was."""
         fitting = [each.sanitizer for each in self._found if all(map(each.sanitizer.fits, found))]
         if not fitting:
@@ -47,14 +51,16 @@ class HostGuard(SamplerGuard):
                 "encoder of this workflow has made. Encode it in the same workflow."
             )
         held, summary = frozenset().union(*map(WRITTEN.held, found)), Summary()
+        texts = [*self._texts, *(self._others if name == NEGATIVE else ())]
         for sanitizer in fitting:
+            also = READINGS.of(texts, sanitizer, found[0])
             for rule, concepts in self._setting.by_rule(sanitizer.concepts):
                 own = replace(sanitizer, concepts=concepts)
-                if own.wrote(found, rule.strength, rule.threshold):
+                if also is None and own.wrote(found, rule.strength, rule.threshold):
                     summary.add(Summary(before=1))
                     continue
                 strength = 0.0 if rule.mode == REFUSE else rule.strength
-                entry, done = own.sanitize_entry(entry, found, strength, rule.threshold)
+                entry, done = own.sanitize_entry(entry, found, strength, rule.threshold, also)
                 found = parts(entry)
                 summary.add(done)
             erasable = held & frozenset(sanitizer.erasable)
@@ -119,16 +125,39 @@ class GuardSanitizer(_Own):
     @classmethod
     def execute(cls, clip: list[Any], sanitizers: list[tuple[Found, ...]] | None = None) -> io.NodeOutput:
         found = sum(sanitizers or [], ())
-        try:
+        with host().refusing():
             setting = host().setting()
             if setting is not None:
                 progress = Progress(cls.hidden.unique_id)
                 clips = [one for one in clip if hasattr(one, "cond_stage_model")]
                 found += tuple(host().find(one, setting, progress) for one in clips)
-        except SanitizerError as error:
-            host().log(Entry(REFUSED, reason=str(error)))
-            raise
         return io.NodeOutput(found)
+
+
+class GuardCLIP(_Own):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return _schema(
+            graph.HEARER,
+            "Guard: text encoder",
+            "Set in by the guard: hears what is encoded with this CLIP, words in disguise among it.",
+            inputs=[io.AnyType.Input("clip"), Chain.Input("sanitizers"), io.String.Input("texts")],
+            outputs=[io.AnyType.Output("heard")],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(cls, clip: Any, sanitizers: tuple[Found, ...], texts: str) -> io.NodeOutput:
+        setting = host().setting()
+        if setting is None or not hasattr(clip, "cond_stage_model"):
+            return io.NodeOutput(clip)
+        # ComfyUI may have kept what was found for a CLIP that it has loaded anew since.
+        own = next((found for found in sanitizers if found.clip is clip), None)
+        with host().refusing():
+            own = own or host().find(clip, setting, Progress(cls.hidden.unique_id))
+        heard = clip.clone()
+        heard.cond_stage_model = HeardTextModel(clip, own.sanitizer, texts)
+        return io.NodeOutput(heard)
 
 
 class GuardModel(_Own):
@@ -138,17 +167,22 @@ class GuardModel(_Own):
             graph.GUARD,
             "Guard",
             "Set in by the guard: whatever this model samples is sanitized as the host wants it.",
-            inputs=[io.AnyType.Input("model"), Chain.Input("sanitizers", optional=True)],
+            inputs=[
+                io.AnyType.Input("model"),
+                Chain.Input("sanitizers", optional=True),
+                io.String.Input("texts"),
+                io.String.Input("others"),
+            ],
             outputs=[io.AnyType.Output("guarded")],
         )
 
     @classmethod
-    def execute(cls, model: Any, sanitizers: tuple[Found, ...] = ()) -> io.NodeOutput:
+    def execute(cls, model: Any, texts: str, others: str, sanitizers: tuple[Found, ...] = ()) -> io.NodeOutput:
         setting = host().setting()
         if setting is None or not hasattr(model, "add_wrapper_with_key"):
             return io.NodeOutput(model)
         safe = model.clone()
-        HostGuard(setting, sanitizers).add_to(safe)
+        HostGuard(setting, sanitizers, texts, others).add_to(safe)
         return io.NodeOutput(safe)
 
 
@@ -169,8 +203,8 @@ class GuardText(_Own):
             setting = host().setting()
             refusal = "" if setting is None else SCORER.refusal(text, setting)
             if refusal:
-                host().log(Entry(REFUSED, reason=refusal))
-                raise SanitizerError(refusal)
+                with host().refusing():
+                    raise SanitizerError(refusal)
         return io.NodeOutput(text)
 
 
@@ -195,4 +229,4 @@ class GuardRefusal(io.ComfyNode):
         raise SanitizerError(reason)
 
 
-NODES = [GuardSanitizer, GuardModel, GuardText, GuardRefusal]
+NODES = [GuardSanitizer, GuardCLIP, GuardModel, GuardText, GuardRefusal]

@@ -10,11 +10,10 @@ from ...sanitizer.errors import SanitizerError
 from ...sanitizer.guard.setting import Setting
 from ...sanitizer.model import artifact
 from ...sanitizer.model.config import THRESHOLD
-from ...sanitizer.prompts.concepts import load_concepts
-from ...sanitizer.prompts.templates import load_templates
-from ...sanitizer.text.deobfuscate import Deobfuscator, deobfuscated
+from ...sanitizer.text.deobfuscate import deobfuscated
 from ...sanitizer.text.words import words
 from ..adapter.clip import ComfyTextEncoder
+from ..adapter.clip_rewrite import deobfuscator
 from ..adapter.ui import listed
 from .host import Found
 
@@ -35,9 +34,9 @@ class TextScorer:
         """What the guard would do with that prompt: `action`, `concepts` that were found with their scores, `words`
         at fault as spans of characters. Raises SanitizerError where the encoder is not installed."""
         with self._lock:
-            encoder, sanitizer, reader = self._ready()
+            encoder, sanitizer = self._ready()
             encoding = encoder.encode([text])
-            reading = deobfuscated(encoder, sanitizer, reader, [text], encoding)
+            reading = deobfuscated(encoder, sanitizer, deobfuscator(), [text], encoding)
             known = [name for name in setting.concepts or sanitizer.erasable if name in sanitizer.erasable]
             fired: list[str] = []
             for rule, names in setting.by_rule(known):
@@ -71,7 +70,7 @@ class TextScorer:
                 raise SanitizerError(
                     f"Guard: texts cannot be scored. {error} Install it for ComfyUI's own Python."
                 ) from error
-            self._loaded = encoder, sanitizer, Deobfuscator.from_concepts(load_concepts(), load_templates())
+            self._loaded = encoder, sanitizer
         return self._loaded
 
 
@@ -80,13 +79,15 @@ SCORER = TextScorer()
 
 @torch.inference_mode()
 def words_at_fault(found: Iterable[Found], texts: Iterable[str]) -> tuple[str, ...]:
-    """The words of these texts that reach the threshold in one of the CLIPs, each once."""
+    """The words of these texts that reach the threshold in one of the CLIPs, each once; one in disguise as it reads."""
     texts, hit = tuple(texts), {}
     for sanitizer, clip in found:
         encoder = ComfyTextEncoder(clip)
         for text in texts:
             encoding = encoder.encode([text])
+            reading = deobfuscated(encoder, sanitizer.model, deobfuscator(), [text], encoding)
             scores = sanitizer.model.score(encoding.embeddings, encoding.mask, encoding.pooled)
             own = words(text, encoding.tokens[0], encoding.offsets[0], scores.tokens[0], sanitizer.names)
+            own += reading.words.get(0, [])
             hit |= dict.fromkeys(word.text for word in own if word.score(sanitizer.concepts) >= THRESHOLD)
     return tuple(hit)

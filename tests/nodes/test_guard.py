@@ -39,6 +39,7 @@ def kinds(graph):
         "Join": kind({"a": "CONDITIONING", "b": "CONDITIONING"}, ("CONDITIONING",), stock),
         "Sample": kind(samples, ("LATENT",), "nodes"),
         "Switch": kind({"on": "*", "off": "COMFY_MATCHTYPE_V3"}, ("COMFY_MATCHTYPE_V3",), stock),
+        "Through": kind({"positive": "CONDITIONING", "negative": "CONDITIONING"}, ("CONDITIONING",) * 2, stock),
         "Show": kind({"source": "*"}, (), stock),
         "Text": kind({"value": "STRING"}, ("STRING",), stock),
         "Foreign": kind(samples | {"clip": "CLIP"}, ("MODEL", "LATENT"), "custom_nodes.SomePack"),
@@ -81,6 +82,15 @@ def found_by(graph, done, wire):
     return sorted(clips)
 
 
+def heard(graph, done, wire, clip=("1", 1)):
+    """The key under which a wire's CLIP is heard."""
+    hearer = done[wire[0]]
+    assert hearer["class_type"] == graph.HEARER
+    assert hearer["inputs"]["clip"] == list(clip)
+    assert done[hearer["inputs"]["sanitizers"][0]]["inputs"] == {"clip": list(clip)}
+    return hearer["inputs"]["texts"]
+
+
 def test_a_guard_stands_before_the_sampler_with_the_sanitizer_of_the_clip(graph, guarded):
     prompt = usual()
     before = json.dumps(prompt)
@@ -89,8 +99,12 @@ def test_a_guard_stands_before_the_sampler_with_the_sanitizer_of_the_clip(graph,
     wire = done["5"]["inputs"]["model"]
     assert done[wire[0]]["inputs"]["model"] == ["1", 0]
     assert found_by(graph, done, wire) == [("1", 1)]
-    assert {name: done[name] for name in "123"} == {name: prompt[name] for name in "123"}
-    assert len(done) == 6
+    assert done["1"] == prompt["1"]
+    assert len(done) == 8
+    keys = [heard(graph, done, done[name]["inputs"]["clip"]) for name in "23"]
+    assert keys[0] != keys[1]
+    assert done[wire[0]]["inputs"]["texts"] == keys[0]
+    assert done[wire[0]]["inputs"]["others"] == keys[1]
 
 
 def test_behind_a_lora_it_is_the_clip_with_the_lora_and_no_circle(graph, guarded):
@@ -116,6 +130,39 @@ def test_each_sampler_is_given_what_its_own_prompts_were_encoded_with(graph, gua
     assert found == {"5": [("1", 1)], "15": [("1", 1), ("11", 1)], "16": [("11", 1)]}
 
 
+def test_the_texts_of_a_mixture_are_those_on_the_way_to_it_whatever_is_called_negative(graph, guarded):
+    def texts(changes):
+        done = guarded(usual() | changes)
+        inputs = done[done["5"]["inputs"]["model"][0]]["inputs"]
+        wires = {each: done[each]["inputs"]["clip"] for each in "23"}
+        keys = {each: heard(graph, done, wire) for each, wire in wires.items() if wire != ["1", 1]}
+        return tuple("".join(each for each in keys if keys[each] in inputs[field]) for field in ("texts", "others"))
+
+    assert texts({}) == ("2", "3")
+    through = {"4": node("Through", positive=["2", 0], negative=["3", 0])}
+    assert texts(through | {"5": node("Sample", model=["1", 0], positive=["4", 1], negative=["4", 0])}) == ("23", "")
+    assert texts({"5": node("Sample", model=["1", 0], positive=["3", 0], negative=["2", 0])}) == ("3", "2")
+    assert texts({"5": node("Sample", model=["1", 0], positive=["2", 0], negative=["2", 0])}) == ("2", "")
+    foreign = {"6": node("Foreign", model=["1", 0], positive=["2", 0], negative=["3", 0])}
+    done = guarded(usual() | foreign, 'allow = ["SomePack"]')
+    assert done[done["6"]["inputs"]["model"][0]]["inputs"]["others"] == ""
+
+
+def test_another_text_has_another_key_and_the_same_one_the_same(graph, guarded):
+    def key(text):
+        prompt = usual() | {"4": node("Text", value=text)}
+        prompt["2"]["inputs"]["text"] = ["4", 0]
+        done = guarded(prompt)
+        return heard(graph, done, done["2"]["inputs"]["clip"])
+
+    assert key("a boat") == key("a boat") != key("a ship")
+
+
+def test_a_clip_from_which_nothing_is_drawn_is_left_alone(guarded):
+    prompt = {"1": node("Load"), "2": node("ESLoad", clip=["1", 1]), "3": node("Encode", clip=["1", 1], text="x")}
+    assert guarded(prompt) == prompt
+
+
 def test_wires_whose_type_nobody_knows_are_guarded_too(graph, guarded):
     prompt = usual() | {
         "4": node("Switch", on=["1", 0], off=["1", 0]),
@@ -125,8 +172,9 @@ def test_wires_whose_type_nobody_knows_are_guarded_too(graph, guarded):
     prompt["5"]["inputs"]["model"] = ["4", 0]
     done = guarded(prompt)
     assert done["4"] == prompt["4"]
-    for name, field in (("5", "model"), ("6", "source")):
-        assert done[done[name]["inputs"][field][0]]["inputs"]["model"] == ["4", 0]
+    assert done[done["5"]["inputs"]["model"][0]]["inputs"]["model"] == ["4", 0]
+    through = done[done["6"]["inputs"]["source"][0]]["inputs"]["model"]
+    heard(graph, done, through, ("4", 0))
     assert done["7"] == prompt["7"]
 
 
@@ -291,15 +339,16 @@ def sampled(door, pack, setting, monkeypatch, tmp_path):
     """`sampled(sanitizers, text, *conditionings)`: what reaches the model, and the line in the log."""
     nodes, host = pack("nodes.guard.nodes"), pack("nodes.guard.host")
 
-    def sample(sanitizers, text, *conds, negative=()):
-        guider = type("CFGGuider", (), {"__module__": "comfy.samplers", "cfg": 7.0})()
+    def sample(sanitizers, text, *conds, negative=(), cfg=7.0, texts="", others=""):
+        guider = type("CFGGuider", (), {"__module__": "comfy.samplers", "cfg": cfg})()
         kinds = {"positive": conds, "negative": negative}
         guider.conds = {
             name: [extras | {"cross_attn": cond, "model_conds": {}, "uuid": uuid.uuid4()} for cond, extras in entries]
             for name, entries in kinds.items()
         }
         guider.model_options = {}
-        guard = nodes.HostGuard(setting(text), tuple(host.Found(each, None) for each in sanitizers))
+        found = tuple(host.Found(each, None) for each in sanitizers)
+        guard = nodes.HostGuard(setting(text), found, texts, others)
         call = type("Executor", (), {"class_obj": guider, "__call__": lambda self: self.class_obj.conds["positive"]})()
         with torch.inference_mode():
             try:
@@ -382,13 +431,127 @@ def test_of_two_encoders_with_the_same_widths_both_sanitizers_act(sampled, loade
         assert line["action"] == "sanitized"
 
 
+# What was heard where it was encoded
+
+
+@pytest.fixture
+def readings(pack, monkeypatch):
+    """Empty, as the sampler asks for them."""
+    module = pack("nodes.guard.readings")
+    own = module.Readings(kept=3)
+    for where in (module, pack("nodes.guard.nodes")):
+        monkeypatch.setattr(where, "READINGS", own)
+    return own
+
+
+@pytest.fixture
+def hear(pack, readings):
+    """`hear(key, sanitizer, entry, score)`: that an entry was encoded, and says more than it seems to."""
+
+    def add(key, sanitizer, entry, score=None):
+        part = pack("nodes.adapter.conditioning").parts(entry)[0]
+        unsaid = None if score is None else torch.full((1, len(sanitizer.names)), score)
+        readings.add(key, sanitizer, part, unsaid)
+
+    return add
+
+
+def mixed(*given):
+    """Their average."""
+    cond = torch.stack([cond for cond, _ in given]).mean(dim=0)
+    return [cond, given[0][1]]
+
+
+@pytest.mark.parametrize(("score", "action"), [(None, "passed"), (0.1, "passed"), (0.9, "sanitized")])
+def test_what_an_embedding_hides_counts_where_it_was_heard(sampled, loaded, hear, score, action):
+    blind, given = loaded(logit=-4.0), entry()
+    hear("a", blind, given, score)
+    [out], line, _ = sampled([blind], "", given, texts="a b")
+    assert line["action"] == action
+    assert (out["cross_attn"] is given[0]) == (action == "passed")
+    [out], line, _ = sampled([blind], "", given, texts="b")
+    assert line["action"] == "passed"
+
+
+def test_a_mixture_counts_as_the_worst_of_what_it_may_be_made_of(sampled, loaded, hear):
+    blind, harmless, disguised = loaded(logit=-4.0), entry(1), entry(2)
+    hear("a", blind, harmless)
+    mixture = mixed(harmless, disguised)
+    hear("b", blind, disguised, 0.9)
+    assert sampled([blind], "", harmless, texts="a b")[1]["action"] == "passed"
+    assert sampled([blind], "", mixture, texts="a b")[1]["action"] == "sanitized"
+    assert sampled([blind], "", mixture, texts="a", others="b")[1]["action"] == "passed"
+    nothing = [torch.zeros(1, 5, 8), {"pooled_output": torch.zeros(1, 4)}]
+    assert sampled([blind], "", nothing, texts="a b")[1]["action"] == "passed"
+    given = {"texts": "a", "others": "b", "negative": [mixture], "cfg": 0.5}
+    assert sampled([blind], "", harmless, **given)[1]["action"] == "sanitized"
+
+
+def test_what_was_sanitized_before_is_what_it_was_made_of(sampled, loaded, hear):
+    seeing, given = loaded(), entry()
+    [written], _ = seeing.sanitize_all([given], 1.0, 0.5)
+    [again], _ = seeing.sanitize_all([written], 0.5, 0.5)
+    hear("b", seeing, entry(2), 0.9)
+    hear("a", seeing, given)
+    [out], _, _ = sampled([seeing], "", written, texts="a b")
+    assert out["cross_attn"] is written[0]
+    hear("a", seeing, given, 0.9)
+    for before in (written, again):
+        [out], line, _ = sampled([seeing], "", before, texts="a")
+        assert out["cross_attn"] is not before[0]
+        assert line["action"] == "sanitized"
+
+
+def test_another_sanitizer_s_scores_do_not_count_and_the_oldest_are_forgotten(sampled, loaded, hear):
+    blind, other, given = loaded(logit=-4.0), loaded("other", logit=-4.0), entry()
+    hear("a", other, given, 0.9)
+    assert sampled([blind], "", given, texts="a")[1]["action"] == "passed"
+    hear("b", blind, given, 0.9)
+    hear("c", blind, given)
+    assert sampled([blind], "", given, texts="b")[1]["action"] == "sanitized"
+    hear("d", blind, given)
+    hear("e", blind, given)
+    assert sampled([blind], "", given, texts="b")[1]["action"] == "passed"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("an oil painting of a red boat", False),
+        ("an oil painting of a (red:0.4) boat", False),
+        ("an oil painting of a n4k3d woman", True),
+        ("an oil painting of a (naked woman:0.2)", True),
+    ],
+)
+def test_a_clip_is_heard_and_puts_out_the_very_same(door, pack, run, clip, trained, readings, sampled, text, says):
+    nodes, host = pack("nodes.guard.nodes"), pack("nodes.guard.host")
+    [heard] = run(nodes.GuardCLIP, clip=clip, sanitizers=(host.Found(trained, clip),), texts="a").result
+    assert pack("nodes.adapter.clip").ComfyTextEncoder(heard).fingerprint == trained.fingerprint
+    with torch.inference_mode():
+        tokens = heard.tokenize(text)
+        [given] = heard.encode_from_tokens_scheduled(tokens)
+        [plain] = clip.encode_from_tokens_scheduled(tokens)
+        assert torch.equal(given[0], plain[0])
+        assert given[1].keys() == plain[1].keys()
+        [empty] = heard.encode_from_tokens_scheduled(heard.tokenize(""))
+        average = [0.9 * empty[0] + 0.1 * given[0], given[1]]
+    for drawn in (given, average):
+        _, line, _ = sampled([trained], "concepts = ['nudity']", drawn, texts="a")
+        assert line["action"] == ("sanitized" if says else "passed")
+    # Without what was heard, the embedding alone.
+    assert sampled([trained], "", average)[1]["action"] == "passed"
+
+
 def test_the_nodes_pass_on_what_is_no_model_and_everything_where_nothing_is_guarded(door, pack, run, monkeypatch):
     nodes, host = pack("nodes.guard.nodes"), pack("nodes.guard.host")
     picture = object()
-    assert run(nodes.GuardModel, model=picture).result == (picture,)
+    assert run(nodes.GuardModel, model=picture, texts="", others="").result == (picture,)
+    assert run(nodes.GuardCLIP, clip=picture, sanitizers=(), texts="").result == (picture,)
     assert run(nodes.GuardText, text=5).result == (5,)
     assert run(nodes.GuardSanitizer, clip=[picture, None]).result == ((),)
     off = SimpleNamespace(state=lambda: pack("sanitizer.guard.watch").OFF)
     monkeypatch.setattr(host, "_HOST", [host.Host(off)])
     model = SimpleNamespace(add_wrapper_with_key=None)
-    assert run(nodes.GuardModel, model=model).result == (model,)
+    assert run(nodes.GuardModel, model=model, texts="", others="").result == (model,)
+    clip = SimpleNamespace(cond_stage_model=None)
+    assert run(nodes.GuardCLIP, clip=clip, sanitizers=(), texts="").result == (clip,)

@@ -99,7 +99,7 @@ def test_strength_acts_on_the_way_and_past_it(run, node, clip, sanitizer):
 def test_a_disguised_word_is_read(run, node, clip, sanitizer, monkeypatch, texts, pack):
     own = sanitizer()
     reader = pack("sanitizer.text.deobfuscate").Deobfuscator(["a", "dress"] * 9, [WORD])
-    monkeypatch.setattr(texts, "_deobfuscator", lambda: reader)
+    monkeypatch.setattr(texts, "deobfuscator", lambda: reader)
     raw, _ = encoded(clip, "a cr1ms0n dress")
     assert not torch.equal(sanitized(run, node, clip, own, "a cr1ms0n dress", mode="rewrite")[0], raw)
     cond, extras = sanitized(run, node, clip, own, "a cr1ms0n dress")
@@ -240,7 +240,7 @@ def said(pack, monkeypatch):
 
 def test_each_prompt_is_told_of(run, node, clip, sanitizer, monkeypatch, texts, pack, said):
     reader = pack("sanitizer.text.deobfuscate").Deobfuscator(["a", "dress"] * 9, [WORD])
-    monkeypatch.setattr(texts, "_deobfuscator", lambda: reader)
+    monkeypatch.setattr(texts, "deobfuscator", lambda: reader)
     for mode, did in (("rewrite", "rows changed at strength 1"), ("re-encode", "re-encoded as “a dress”")):
         safe = run(node, clip=clip, sanitizer=sanitizer(), strength=1.0, threshold=0.5, mode=mode).args[0]
         for prompt in ("a fox", "a crimson dress", "a cr1ms0n dress", "a fox " * 40):

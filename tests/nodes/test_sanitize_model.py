@@ -211,7 +211,7 @@ def test_nothing_is_kept_of_what_was_forgotten(pack, loaded):
     known = written.Written(kept=2)
     parts = [conditioning.parts(entry(seed))[0] for seed in range(3)]
     for part in parts:
-        known.add(part, how)
+        known.add(part, part, how)
     assert [known.covers(part, how) for part in parts] == [False, True, True]
 
 
