@@ -3,8 +3,10 @@
 A conditioning is a list of `[cond, extras]`, cond (B, L, D). Nothing in it is ever changed in place.
 """
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -76,6 +78,16 @@ class Part:
     embeddings: Tensor
     mask: Tensor | None
     pooled: Tensor | None
+
+    @cached_property
+    def digest(self) -> str:
+        """Of embeddings and pooled vector, to the last bit."""
+        found = hashlib.sha256()
+        for tensor in (self.embeddings, self.pooled):
+            if tensor is not None:
+                found.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+                found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        return found.hexdigest()
 
 
 def entries(conditioning: Any) -> list:

@@ -3,11 +3,8 @@
 Kept in memory and not in the conditioning, where a workflow or a file could claim it.
 """
 
-import hashlib
 from collections import OrderedDict
 from typing import NamedTuple
-
-import torch
 
 from .conditioning import Part
 
@@ -46,7 +43,7 @@ class Written:
 
     def add(self, part: Part, source: Part, how: How, held: frozenset[str] = frozenset()) -> None:
         """source: what the part was made of; held: the concepts that were found in it."""
-        self._known[digest(part)] = _Known(how, held, self.origin(source))
+        self._known[part.digest] = _Known(how, held, self.origin(source))
         while len(self._known) > self._kept:
             self._known.popitem(last=False)
 
@@ -63,21 +60,10 @@ class Written:
     def origin(self, part: Part) -> str:
         """Digest of what stood there before any sanitizer wrote; the part's own where none did."""
         known = self._of(part)
-        return digest(part) if known is None else known.origin
+        return part.digest if known is None else known.origin
 
     def _of(self, part: Part) -> _Known | None:
-        return self._known.get(digest(part)) if self._known else None
-
-
-def digest(part: Part) -> str:
-    """Of its embeddings and pooled vector, to the last bit."""
-    found = hashlib.sha256()
-    for tensor in (part.embeddings, part.pooled):
-        if tensor is None:
-            continue
-        found.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return found.hexdigest()
+        return self._known.get(part.digest) if self._known else None
 
 
 WRITTEN = Written()

@@ -14,12 +14,12 @@ from torch import Tensor
 from ..adapter.clip_rewrite import PromptReader, entry_of
 from ..adapter.conditioning import Part, parts
 from ..adapter.handle import LoadedSanitizer
-from ..adapter.written import WRITTEN, digest
+from ..adapter.written import WRITTEN
 from .host import host
 
 KEPT = 10_000
-"""Encoding nodes with their texts, of some kilobytes each; the oldest go first. Were ComfyUI to keep a conditioning for
-longer, it would be judged by its embeddings alone."""
+"""Encoding nodes with their texts, of some kilobytes each; those go first that were used the longest ago. Were ComfyUI
+to keep a conditioning for longer, it would be judged by its embeddings alone."""
 
 
 class _Heard(NamedTuple):
@@ -42,15 +42,14 @@ class Readings:
         if unsaid is not None:
             unsaid = unsaid.amax(dim=0, keepdim=True).cpu()
             says = torch.maximum(says, unsaid)
-        self._heard.setdefault(texts, {})[digest(part)] = _Heard(str(sanitizer.path), unsaid, says)
-        self._heard.move_to_end(texts)
+        self._used(texts)[part.digest] = _Heard(str(sanitizer.path), unsaid, says)
         while len(self._heard) > self._kept:
             self._heard.popitem(last=False)
 
     def of(self, texts: Iterable[str], sanitizer: LoadedSanitizer, part: Part) -> Tensor | None:
         """(B, K) scores that count beside those of a part's embeddings, None where nothing does. texts: the keys of the
         nodes that it can come from."""
-        known = [heard for key in texts for heard in self._heard.get(key, {}).items()]
+        known = [heard for key in texts if key in self._heard for heard in self._used(key).items()]
         known = [(name, heard) for name, heard in known if heard.path == str(sanitizer.path)]
         origin = WRITTEN.origin(part)
         counted = [heard.unsaid for name, heard in known if name == origin]
@@ -58,6 +57,11 @@ class Readings:
             counted = [heard.says for _, heard in known]
         found = [scores for scores in counted if scores is not None]
         return torch.cat(found).amax(dim=0).expand(part.embeddings.shape[0], -1) if found else None
+
+    def _used(self, texts: str) -> dict[str, _Heard]:
+        heard = self._heard.setdefault(texts, {})
+        self._heard.move_to_end(texts)
+        return heard
 
 
 READINGS = Readings()

@@ -502,16 +502,17 @@ def test_what_was_sanitized_before_is_what_it_was_made_of(sampled, loaded, hear)
         assert line["action"] == "sanitized"
 
 
-def test_another_sanitizer_s_scores_do_not_count_and_the_oldest_are_forgotten(sampled, loaded, hear):
+def test_another_sanitizer_s_scores_do_not_count_and_those_out_of_use_are_forgotten(sampled, loaded, hear):
     blind, other, given = loaded(logit=-4.0), loaded("other", logit=-4.0), entry()
     hear("a", other, given, 0.9)
     assert sampled([blind], "", given, texts="a")[1]["action"] == "passed"
     hear("b", blind, given, 0.9)
-    hear("c", blind, given)
+    hear("c", blind, given, 0.9)
     assert sampled([blind], "", given, texts="b")[1]["action"] == "sanitized"
     hear("d", blind, given)
     hear("e", blind, given)
-    assert sampled([blind], "", given, texts="b")[1]["action"] == "passed"
+    assert sampled([blind], "", given, texts="b")[1]["action"] == "sanitized"
+    assert sampled([blind], "", given, texts="c")[1]["action"] == "passed"
 
 
 @pytest.mark.parametrize(
