@@ -9,7 +9,7 @@ from comfy_api.latest import io
 
 from ..sanitizer.errors import SanitizerError
 from ..sanitizer.model.sanitizer import Sanitized
-from .adapter.clip_rewrite import PromptReader, PromptReEncoder, Reading, entry_of
+from .adapter.clip_rewrite import PromptReader, PromptReEncoder, Reading, StandIn, entry_of
 from .adapter.conditioning import parts
 from .adapter.handle import LoadedSanitizer, SanitizerSocket
 from .adapter.identity import EncoderCheck, refuse_merging
@@ -32,16 +32,13 @@ class UnsanitizedPart(SanitizerError, AttributeError):
     """An encoder inside a sanitized CLIP was asked for. To `hasattr` it is as if it were not there."""
 
 
-class SanitizedTextModel:
-    """Stands in for a CLIP's text model and sanitizes what it puts out; everything else is the model's own.
-
-    The place of the text model, because a CLIP's own methods are lost when another node clones it.
-    """
+class SanitizedTextModel(StandIn):
+    """Sanitizes what the text model puts out."""
 
     def __init__(
         self, clip, sanitizer: LoadedSanitizer, strength: float, threshold: float, mode: str, node_id: str | None
     ) -> None:
-        self.unsanitized = clip.cond_stage_model
+        super().__init__(clip)
         self._clip = clip
         self._sanitizer = sanitizer
         self._strength = strength
@@ -53,10 +50,7 @@ class SanitizedTextModel:
         self._re_encode = PromptReEncoder(clip, sanitizer, self._read) if mode == RE_ENCODE else None
 
     def __getattr__(self, name: str) -> Any:
-        # A copy asks for names before it has any attribute.
-        if name == "unsanitized":
-            raise AttributeError(name)
-        value = getattr(self.unsanitized, name)
+        value = super().__getattr__(name)
         if hasattr(value, "encode_token_weights"):
             raise UnsanitizedPart(
                 f"Sanitize CLIP: a node wants the encoder {name!r} inside the CLIP, which would go past the sanitizer. "
@@ -69,7 +63,7 @@ class SanitizedTextModel:
 
         Raises SanitizerError where the text model is no longer the one that this was made for."""
         self._check()
-        entry = entry_of(self.unsanitized, token_weight_pairs)
+        entry = entry_of(self.unsanitized.encode_token_weights(token_weight_pairs))
         done = self._re_encoded(token_weight_pairs, entry) or self._rewritten(token_weight_pairs, entry)
         cond, extras = done.entry
         pooled = extras.pop("pooled_output")

@@ -121,7 +121,7 @@ class _RunningClip:
         return self._clip.tokenize(marked(text, carried(self._prompt or Prompt("", []), text)))
 
     def encode_from_tokens(self, tokens: dict, **_options) -> dict[str, Any]:
-        cond, extras = entry_of(self._model, tokens)
+        cond, extras = entry_of(self._model.encode_token_weights(tokens))
         return {"cond": cond, **extras}
 
 
@@ -170,9 +170,24 @@ class Reading(NamedTuple):
     """The prompt as a person reads it, words in disguise undone."""
 
 
-def entry_of(model: Any, tokens: dict) -> list:
-    """What a text model gives for tokens, as an entry of a conditioning."""
-    out = model.encode_token_weights(tokens)
+class StandIn:
+    """Stands in for a CLIP's text model; what it does not do itself is the model's own.
+
+    The place of the text model, because a CLIP's own methods are lost when another node clones it.
+    """
+
+    def __init__(self, clip: Any) -> None:
+        self.unsanitized = clip.cond_stage_model
+
+    def __getattr__(self, name: str) -> Any:
+        # A copy asks for names before it has any attribute.
+        if name == "unsanitized":
+            raise AttributeError(name)
+        return getattr(self.unsanitized, name)
+
+
+def entry_of(out: tuple) -> list:
+    """What a text model puts out for tokens, as an entry of a conditioning."""
     return [out[0], {"pooled_output": out[1], **(out[2] if len(out) > 2 else {})}]
 
 
@@ -210,7 +225,7 @@ class PromptReader:
         if known is not None and known.read.scores is not None:
             scores.append(known.read.scores)
         if plain is not None:
-            scores.append(self._sanitizer.score(parts(entry_of(self._model, plain))[0]).prompt)
+            scores.append(self._sanitizer.score(parts(entry_of(self._model.encode_token_weights(plain)))[0]).prompt)
         return known, torch.stack(scores).amax(dim=0) if scores else None
 
 

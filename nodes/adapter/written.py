@@ -3,10 +3,10 @@
 Kept in memory and not in the conditioning, where a workflow or a file could claim it.
 """
 
-from collections import OrderedDict
 from typing import NamedTuple
 
 from .conditioning import Part
+from .recent import Recent
 
 KEPT = 10_000
 """Digests, of some hundred bytes each; the oldest go first, and what they stood for is merely sanitized again."""
@@ -38,14 +38,11 @@ class _Known(NamedTuple):
 
 class Written:
     def __init__(self, kept: int = KEPT) -> None:
-        self._kept = kept
-        self._known: OrderedDict[str, _Known] = OrderedDict()
+        self._known: Recent[str, _Known] = Recent(kept)
 
     def add(self, part: Part, source: Part, how: How, held: frozenset[str] = frozenset()) -> None:
         """source: what the part was made of; held: the concepts that were found in it."""
         self._known[part.digest] = _Known(how, held, self.origin(source))
-        while len(self._known) > self._kept:
-            self._known.popitem(last=False)
 
     def covers(self, part: Part, how: How) -> bool:
         """Whether this very part was written by the same sanitizer, at least as hard."""

@@ -74,37 +74,40 @@ def guarded(
         inserted[name] = {"class_type": type_, "inputs": inputs}
         return [name, 0]
 
-    encoded = {  # node -> inputs with the CLIPs that it may encode with
-        name: [(field, link) for field, link in _links(node) if _carries(kinds, name, field, link, CLIP)]
-        for name, node in graph.items()
-        if not kinds[name].passive
-    }
-    keys: dict[str, str] = {}  # node -> key of its texts
-    guards: dict[str, dict[str, Any]] = {}  # node that may sample -> what its guards are given
+    def wires(type_: str) -> dict[str, list[tuple[str, Link]]]:
+        """Node -> inputs by which that type may come into it; none of nodes that make no picture."""
+        found = {
+            name: [(field, link) for field, link in _links(node) if _carries(kinds, name, field, link, type_)]
+            for name, node in graph.items()
+            if not kinds[name].passive
+        }
+        return {name: some for name, some in found.items() if some}
+
+    encoding, sampling = wires(CLIP), wires(MODEL)
+    keys: dict[str, str] = {}  # node that encodes for a sampling -> key of its texts
+    given: dict[str, dict[str, Any]] = {}  # node that may sample -> inputs of its guards
+    for name in sampling:
+        ways = [each for each in before(graph, name) if each in encoding]
+        keys |= {each: _key(graph, each) for each in ways if each not in keys}
+        positive = [field for field in graph[name]["inputs"] if field != NEGATIVE or not kinds[name].stock]
+        drawn = before(graph, name, positive)
+        found: dict[str, list] = {}  # the last of a chain of finders
+        for clip in dict.fromkeys(link for each in ways for _, link in encoding[each]):
+            found = {"sanitizers": insert("clip", FINDER, {"clip": list(clip), **found})}
+        given[name] = {
+            **found,
+            "texts": " ".join(keys[each] for each in ways if each in drawn),
+            "others": " ".join(keys[each] for each in ways if each not in drawn),
+        }
+    for name, key in keys.items():
+        for field, link in encoding[name]:
+            finder = insert("clip", FINDER, {"clip": list(link)})
+            inputs = {"clip": list(link), "sanitizers": finder, "texts": key}
+            done[name]["inputs"][field] = insert("text", HEARER, inputs)
+    for name, inputs in given.items():
+        for field, _ in sampling[name]:
+            done[name]["inputs"][field] = insert("model", GUARD, {"model": done[name]["inputs"][field], **inputs})
     for name, node in graph.items():
-        if name in encoded and any(_carries(kinds, name, field, link, MODEL) for field, link in _links(node)):
-            ways = [each for each in before(graph, name) if encoded.get(each)]
-            positive = [field for field in node["inputs"] if field != NEGATIVE or not kinds[name].stock]
-            drawn = before(graph, name, positive)
-            found: dict[str, list] = {}  # the last of a chain of finders
-            for clip in dict.fromkeys(link for each in ways for _, link in encoded[each]):
-                found = {"sanitizers": insert("clip", FINDER, {"clip": list(clip), **found})}
-            keys |= {each: _key(graph, each) for each in ways if each not in keys}
-            guards[name] = {
-                **found,
-                "texts": " ".join(keys[each] for each in ways if each in drawn),
-                "others": " ".join(keys[each] for each in ways if each not in drawn),
-            }
-            for each in ways:
-                for field, link in encoded[each]:
-                    finder = insert("clip", FINDER, {"clip": list(link)})
-                    inputs = {"clip": list(link), "sanitizers": finder, "texts": keys[each]}
-                    done[each]["inputs"][field] = insert("text", HEARER, inputs)
-    for name, node in graph.items():
-        for field, link in _links(node) if name in guards else ():
-            if _carries(kinds, name, field, link, MODEL):
-                inputs = {"model": done[name]["inputs"][field], **guards[name]}
-                done[name]["inputs"][field] = insert("model", GUARD, inputs)
         if kinds[name].api and setting.api_nodes == SCORE:
             for field in _texts(name, node, kinds):
                 done[name]["inputs"][field] = insert("text", TEXT, {"text": node["inputs"][field]})

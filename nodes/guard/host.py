@@ -1,6 +1,5 @@
 """What the guard knows while the server runs: the host's setting, sanitizers for CLIPs, and the log."""
 
-from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +16,7 @@ from ...sanitizer.guard.watch import State, Watch
 from ..adapter import folders
 from ..adapter.clip import ComfyTextEncoder
 from ..adapter.handle import LoadedSanitizer
+from ..adapter.recent import Recent
 from ..adapter.training import adopt, save_adopted
 from ..adapter.ui import Progress
 
@@ -37,7 +37,7 @@ class Found(NamedTuple):
 class Host:
     def __init__(self, watch: Watch) -> None:
         self._watch = watch
-        self._texts: OrderedDict[str, tuple[str, ...]] = OrderedDict()
+        self._texts: Recent[str, tuple[str, ...]] = Recent(REMEMBERED)
 
     @property
     def state(self) -> State:
@@ -89,8 +89,6 @@ class Host:
     def remember(self, prompt_id: str, texts: tuple[str, ...]) -> None:
         """What a prompt says, for its lines in the log."""
         self._texts[prompt_id] = texts
-        while len(self._texts) > REMEMBERED:
-            self._texts.popitem(last=False)
 
     def texts(self) -> tuple[str, ...]:
         """Those of the prompt that is running."""

@@ -4,16 +4,16 @@ A conditioning that was mixed (averaged, joined) is none that was heard, so ever
 Which texts these are, the prompt's graph tells: each node that encodes has a key for its texts.
 """
 
-from collections import OrderedDict
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..adapter.clip_rewrite import PromptReader, entry_of
+from ..adapter.clip_rewrite import PromptReader, StandIn, entry_of
 from ..adapter.conditioning import Part, parts
 from ..adapter.handle import LoadedSanitizer
+from ..adapter.recent import Recent
 from ..adapter.written import WRITTEN
 from .host import host
 
@@ -33,8 +33,7 @@ class _Heard(NamedTuple):
 
 class Readings:
     def __init__(self, kept: int = KEPT) -> None:
-        self._kept = kept
-        self._heard: OrderedDict[str, dict[str, _Heard]] = OrderedDict()
+        self._heard: Recent[str, dict[str, _Heard]] = Recent(kept)
 
     def add(self, texts: str, sanitizer: LoadedSanitizer, part: Part, unsaid: Tensor | None) -> None:
         """texts: the key of the node that encodes; part: what its CLIP put out."""
@@ -43,8 +42,6 @@ class Readings:
             unsaid = unsaid.amax(dim=0, keepdim=True).cpu()
             says = torch.maximum(says, unsaid)
         self._used(texts)[part.digest] = _Heard(str(sanitizer.path), unsaid, says)
-        while len(self._heard) > self._kept:
-            self._heard.popitem(last=False)
 
     def of(self, texts: Iterable[str], sanitizer: LoadedSanitizer, part: Part) -> Tensor | None:
         """(B, K) scores that count beside those of a part's embeddings, None where nothing does. texts: the keys of the
@@ -59,36 +56,28 @@ class Readings:
         return torch.cat(found).amax(dim=0).expand(part.embeddings.shape[0], -1) if found else None
 
     def _used(self, texts: str) -> dict[str, _Heard]:
-        heard = self._heard.setdefault(texts, {})
-        self._heard.move_to_end(texts)
+        heard = self._heard[texts] = self._heard.get(texts, {})
         return heard
 
 
 READINGS = Readings()
 
 
-class HeardTextModel:
-    """Stands in for a CLIP's text model: puts out the very same, and tells what the prompts say."""
+class HeardTextModel(StandIn):
+    """Puts out the very same as the text model, and tells what the prompts say."""
 
     def __init__(self, clip: Any, sanitizer: LoadedSanitizer, texts: str) -> None:
         """texts: as for :meth:`Readings.add`."""
-        self.unsanitized = clip.cond_stage_model
+        super().__init__(clip)
         self._sanitizer = sanitizer
         self._read = PromptReader(clip, sanitizer)
         self._texts = texts
 
-    def __getattr__(self, name: str) -> Any:
-        # A copy asks for names before it has any attribute.
-        if name == "unsanitized":
-            raise AttributeError(name)
-        return getattr(self.unsanitized, name)
-
     def encode_token_weights(self, token_weight_pairs: dict) -> tuple:
         """Raises SanitizerError for an encoding that no sanitizer covers, and ComfyUI's interrupt exception."""
-        cond, extras = entry_of(self.unsanitized, token_weight_pairs)
+        out = self.unsanitized.encode_token_weights(token_weight_pairs)
         with host().refusing():
-            part = parts([cond, extras])[0]
+            part = parts(entry_of(out))[0]
             _, unsaid = self._read.unsaid(token_weight_pairs, part)
             READINGS.add(self._texts, self._sanitizer, part, unsaid)
-        pooled = extras.pop("pooled_output")
-        return cond, pooled, extras
+        return out

@@ -11,10 +11,9 @@ import tempfile
 import time
 from pathlib import Path
 
-import conftest  # of this folder
-
-PROMPTS = ("a red boat on a quiet lake", "an oil painting of a nude woman")
-SETTING = 'never = []\nallow = ["es_test_pack"]\n'
+# Of this folder.
+import conftest
+from test_guard import HARMLESS, OPEN, UNSAFE
 
 
 def measure(rounds: int) -> None:
@@ -22,11 +21,11 @@ def measure(rounds: int) -> None:
         conftest.train(server)
         for guarded in (False, True):
             if guarded:
-                (server.base / "user" / "sanitizer_guard.toml").write_text(SETTING, encoding="utf-8")
-            for text in PROMPTS:
+                (server.base / "user" / "sanitizer_guard.toml").write_text(OPEN, encoding="utf-8")
+            for text in (HARMLESS, UNSAFE):
                 requests, runs = zip(*(once(server, f"{text}, {guarded} {n}") for n in range(rounds + 2)), strict=True)
                 print(
-                    f"{'with the guard' if guarded else 'without':16}{text:36}"
+                    f"{'with the guard' if guarded else 'without':16}{text:42}"
                     f"request {1000 * statistics.median(requests[2:]):6.1f} ms, "
                     f"run {statistics.median(runs[2:]):6.2f} s",
                     flush=True,
